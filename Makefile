@@ -1,0 +1,65 @@
+# What one types here. Two commands suffice on a bare machine (Python 3.11+, make, a package index):
+#   make quickstart     install, then the main job on built-in real data
+#   make test           install, then the checks and the tests
+# After the install both work without a network.
+
+VENV := .venv
+PYTHON_VENV := $(VENV)/bin/python
+WORKERS ?= 2
+# One thread a process, so that the tests do not fight for cores and give the same bits everywhere.
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON_VENV) -m pytest -n $(WORKERS)
+
+# Written when an install is complete; older than what it was made from, it is made anew.
+INSTALLED := $(VENV)/.installed
+INSTALLED_DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install quickstart test test-slow lint format readme reproduce constraints clean
+
+help: ## Show what can be made (the default)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@tools/install.sh
+	@touch $@
+
+$(INSTALLED_DEV): pyproject.toml constraints.txt
+	@tools/install.sh dev
+	@touch $(INSTALLED) $@
+
+install: $(INSTALLED) ## Make .venv with everything that a user needs
+	@echo "Installed: $(VENV)/bin/tutelage --help"
+
+quickstart: $(INSTALLED) ## Distil digits without a teacher, with kd and with nkd; print the comparison and its report
+	$(VENV)/bin/tutelage compare digits --methods none,kd,nkd --seeds 5 --dir runs/quickstart
+
+test: lint ## Checks, then all tests but the slow ones
+	$(PYTEST) -m "not slow"
+
+test-slow: $(INSTALLED_DEV) ## Only the slow tests
+	$(PYTEST) -m slow
+
+lint: $(INSTALLED_DEV) ## ruff, mypy, and the walls between the rooms
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy tools examples/new_method/logit_mse
+	$(VENV)/bin/lint-imports --no-logo
+
+format: $(INSTALLED_DEV) ## Let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+readme: $(INSTALLED) ## Make README's tables anew from the registry, the ledger and the last quickstart
+	$(PYTHON_VENV) tools/readme.py
+
+reproduce: $(INSTALLED) ## Put every published claim to the test again; writes docs/ledger
+	$(VENV)/bin/tutelage reproduce --all
+
+constraints: $(INSTALLED_DEV) ## Write constraints.txt from what is installed now
+	$(PYTHON_VENV) tools/constraints.py
+
+clean: ## Remove build outputs and caches; runs and .venv stay
+	rm -rf build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find src tests tools examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,3 @@
+"""Regression on a teacher's logits."""
+
+CATALOGUE = {"logit_mse": "method:LogitMSE"}

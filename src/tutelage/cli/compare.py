@@ -1,0 +1,136 @@
+"""`tutelage compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tutelage.cli import figures
+from tutelage.cli.arguments import Overrides, Quiet, RecipeName, given_folder
+from tutelage.cli.complete import method_lists, method_names
+from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
+
+if TYPE_CHECKING:
+    from tutelage.recipe import Recipe
+
+
+def compare(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Methods by name, with commas between; left out: none and the recipe's own.",
+            autocompletion=method_lists,
+        ),
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="How many seeds (0, 1, …), or which: 3,5,7.")] = "5",
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="What the others are held against; left out: none, else the first.",
+            autocompletion=method_names,
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--dir", help="Folder; left out: the recipe's, else runs/compare-RECIPE.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    no_progress: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare methods under one recipe: equal budget, paired seeds, 95 % intervals.
+
+    A stopped comparison goes on where it stopped, and finished runs are kept: with more seeds or methods only what is
+    new is run. Options that the recipe has for its own method hold here too. A run that fails is shown as failed.
+
+    \b
+    Examples
+      tutelage compare digits --methods none,kd,nkd --seeds 5
+      tutelage compare digits method=kd method.temperature=2 --seeds 3,5,7
+    """
+    from tutelage.recipe import load_recipe
+
+    with kept_for_json(as_json):
+        loaded = load_recipe(recipe, overrides or ())
+        from tutelage.runs import (
+            compare as comparing,
+        )  # after the recipe's own errors, which need not wait for torch
+
+        place = given_folder(folder, loaded.output.dir, f"compare-{Path(recipe).stem}")
+        table = comparing.compare(
+            loaded,
+            methods=_chosen(loaded, methods),
+            seeds=_numbers(seeds),
+            baseline=baseline,
+            folder=place,
+            jobs=jobs,
+            progress=False if no_progress else None,
+        )
+    if as_json:
+        print_json(table)
+    else:
+        _print(table, place)
+
+
+def _chosen(recipe: Recipe, methods: str | None) -> list[dict[str, Any]]:
+    """Methods by name, those that the recipe has with the options that they have there."""
+    own = {
+        method.name: {"name": method.name, **method.model_dump(mode="json", exclude_defaults=True)}
+        for method in recipe.method
+    }
+    names = (
+        [name.strip() for name in methods.split(",")]
+        if methods is not None
+        else list(dict.fromkeys(["none", *own]))
+    )
+    return [own.get(name, {"name": name}) for name in names]
+
+
+def _numbers(seeds: str) -> int | list[int]:
+    try:
+        numbers = [int(number) for number in seeds.split(",")]
+    except ValueError:
+        message = f"got {seeds!r}; give a number, or numbers with commas between"
+        raise typer.BadParameter(message, param_hint="--seeds") from None
+    return numbers if "," in seeds else numbers[0]
+
+
+def _print(table: dict[str, Any], folder: Path) -> None:
+    name, student, teacher = table["metric"], table.get("student") or {}, table.get("teacher")
+    columns = ["", f"{name} [95 %]", f"to {table['baseline']}", "parameters", "FLOPs", "latency", "training"]
+    rows = []
+    if teacher:
+        value = (teacher.get("test") or {}).get(name)
+        rows.append(["teacher", figures.metric(name, value), "", *_cost(teacher), ""])
+    for method in table["methods"]:
+        failed = [run for run in method["runs"] if run["status"] != "done"]
+        count = f" ({len(failed)} of {len(method['runs'])} failed)" if failed else ""
+        rows.append(
+            [
+                method["name"] + count,
+                figures.interval(name, method),
+                figures.interval(name, method["difference"], signed=True),
+                *_cost(student),
+                figures.duration(method["seconds"]),
+            ]
+        )
+    seeds = len(table["seeds"])
+    title = f"{student.get('model', 'student')}, {table.get('split', 'test')} {name}, {seeds} seed{'s' * (seeds != 1)}"
+    print_table(columns, rows, title=title, right=columns[1:])
+    for method in table["methods"]:
+        for run in method["runs"]:
+            if run["status"] != "done":
+                typer.echo(f"{method['name']}, seed {run['seed']}: failed: {run['error']}")
+    report = folder / "report.html"
+    typer.echo(report if report.exists() else folder / "comparison.json")
+
+
+def _cost(model: dict[str, Any]) -> list[str]:
+    return [
+        figures.amount(model.get("parameters")),
+        figures.amount(model.get("flops")),
+        figures.milliseconds(model.get("latency_ms")),
+    ]

@@ -1,0 +1,30 @@
+"""Rows: from the hub, local files, memory or any torch dataset, as sources that the engine reads."""
+
+from tutelage.data.opening import Data, DataInfo, describe_rows, open_data
+from tutelage.data.source import (
+    ArraySource,
+    DataError,
+    NoisySource,
+    RowSource,
+    SubsetSource,
+    TensorSource,
+    subset,
+    targets,
+)
+from tutelage.data.torch_source import TorchSource
+
+__all__ = [
+    "ArraySource",
+    "Data",
+    "DataError",
+    "DataInfo",
+    "NoisySource",
+    "RowSource",
+    "SubsetSource",
+    "TensorSource",
+    "TorchSource",
+    "describe_rows",
+    "open_data",
+    "subset",
+    "targets",
+]

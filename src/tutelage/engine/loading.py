@@ -1,0 +1,167 @@
+"""Rows into steps. Which rows a step sees is a pure function of (seed, step): nothing but the sampler's own state has
+to be kept for an exact resume, and batch layout does not depend on workers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from tutelage.engine.rng import derive_seed
+from tutelage.engine.types import Batch
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Map-style rows. ``fetch`` gives CPU tensors; images as uint8 ``[rows, channels, height, width]`` or as float in
+    [0, 1]; ``index`` holds each row's stable id."""
+
+    fields: frozenset[str]
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, positions: Sequence[int]) -> Batch: ...
+
+
+class Sampler(Protocol):
+    """Which positions an epoch visits, in order: ``order(epoch)`` has ``len(self)`` entries and depends on the epoch and
+    on what ``state_dict`` holds, on nothing else."""
+
+    def __len__(self) -> int: ...
+
+    def order(self, epoch: int) -> Tensor: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class ShuffleSampler:
+    """Every row once an epoch, in an order drawn from (seed, epoch)."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+
+    def __len__(self) -> int:
+        return self.length
+
+    def order(self, epoch: int) -> Tensor:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "order", epoch))
+        return torch.randperm(self.length, generator=generator)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+class Loader:
+    """Steps of micro-batches for one rank.
+
+    A step's rows are cut into one contiguous share a rank and that into ``accumulate`` micro-batches, so that any number
+    of ranks and micro-batches sees the same step. Rows that do not fill a last step wait for the next epoch.
+
+    Raises:
+        ValueError: fewer rows than a step needs, or a step that does not divide into ranks and micro-batches.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        sampler: Sampler,
+        *,
+        batch_size: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world: int = 1,
+        workers: int = 0,
+        seed: int = 0,
+    ) -> None:
+        if len(source) == 0:
+            raise ValueError("the training data has no rows; see data.path, data.train and data.limit")
+        if len(sampler) < batch_size:
+            raise ValueError(
+                f"train.batch_size is {batch_size}, but an epoch has {len(sampler)} rows; "
+                f"set train.batch_size to at most {len(sampler)}"
+            )
+        if batch_size % (accumulate * world):
+            raise ValueError(
+                f"train.batch_size {batch_size} does not divide into {world} ranks × {accumulate} micro-batches "
+                "(train.accumulate)"
+            )
+        self.source, self.sampler = source, sampler
+        self.batch_size, self.accumulate = batch_size, accumulate
+        self.rank, self.world, self.workers, self.seed = rank, world, workers, seed
+        self.steps_per_epoch = len(sampler) // batch_size
+
+    def steps(self, start: int) -> Iterator[list[Batch]]:
+        """Micro-batches of step ``start``, ``start + 1``, … without end."""
+        epoch, first = divmod(start, self.steps_per_epoch)
+        while True:
+            batches = self._fetch_all(self._layout(epoch)[first:].flatten(0, 1), epoch)
+            for _ in range(first, self.steps_per_epoch):
+                yield [next(batches) for _ in range(self.accumulate)]
+            epoch, first = epoch + 1, 0
+
+    def _layout(self, epoch: int) -> Tensor:
+        """Positions ``[steps, micro-batches, rows]`` of this rank."""
+        order = self.sampler.order(epoch)[: self.steps_per_epoch * self.batch_size]
+        return order.view(self.steps_per_epoch, self.world, self.accumulate, -1)[:, self.rank]
+
+    def _fetch_all(self, positions: Tensor, epoch: int) -> Iterator[Batch]:
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch)
+        if self.workers == 0:
+            return (self.source.fetch(rows) for rows in positions.tolist())
+        # A generator of its own: else the workers' seeds come from the global one, and a resumed run differs.
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "workers", epoch))
+        return iter(
+            DataLoader(
+                _Rows(self.source),
+                batch_sampler=positions.tolist(),
+                num_workers=self.workers,
+                collate_fn=_as_it_is,
+                generator=generator,
+                multiprocessing_context="fork" if not torch.cuda.is_available() else "forkserver",
+            )
+        )
+
+
+class Stream:
+    """An endless shuffled loader beside the main one (``ctx.loader(name)``); ``drawn`` is all its state."""
+
+    def __init__(self, loader: Loader, device: torch.device) -> None:
+        self.loader, self.device, self.drawn = loader, device, 0
+        self._iterator: Iterator[list[Batch]] | None = None
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            self._iterator = self.loader.steps(self.drawn)
+        self.drawn += 1
+        return next(self._iterator)[0].to(self.device)
+
+    def seek(self, drawn: int) -> None:
+        self.drawn, self._iterator = drawn, None
+
+
+class _Rows(Dataset[Batch]):
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitems__(self, positions: list[int]) -> Batch:
+        return self.source.fetch(positions)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch

@@ -1,0 +1,129 @@
+"""Every figure as a JSON line, and to trackers by name."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from tutelage.engine.loop import Trainer
+
+
+def step_record(trainer: Trainer, totals: dict[str, Tensor], norm: Tensor) -> dict[str, Any]:
+    """The figures of the step just done, over all ranks: a function of the step, not of when one looks."""
+    values = torch.stack([*totals.values(), norm.to(torch.float32)]).double()
+    values[:-1] = trainer.runtime.sum(values[:-1]) / trainer.runtime.world
+    *terms, norm_value = values.tolist()
+    seconds = trainer.progress.seconds
+    return {
+        "step": trainer.step,
+        "epoch": (trainer.step - 1) // trainer.loader.steps_per_epoch + 1,
+        "loss": math.fsum(terms),
+        "terms": dict(zip(totals, terms, strict=True)),
+        "lr": {name: optim.lr for name, optim in trainer.optimizers.items()},
+        "grad_norm": norm_value,
+        "samples_per_second": trainer.step * trainer.config.batch_size / seconds if seconds else 0.0,
+        "seconds": seconds,
+        "memory_mb": _memory_mb(trainer.runtime.device),
+    }
+
+
+class MetricsLog:
+    """Callback that writes ``metrics.jsonl``. On resume, lines of later steps are dropped first.
+
+    Raises:
+        ImportError: a tracker's package is not installed.
+    """
+
+    def __init__(self, folder: Path, trackers: tuple[str, ...] = ()) -> None:
+        self.path = folder / "metrics.jsonl"
+        self._trackers = [_tracker(name, folder) for name in trackers]
+
+    def on_fit_start(self, trainer: Trainer) -> None:
+        kept = [line for line in read_metrics(self.path) if line["step"] <= trainer.step]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_name(".tmp-metrics.jsonl")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(beside, self.path)
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        if trainer.record:
+            self.write({"kind": "train", **trainer.record})
+
+    def on_evaluation(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.evaluation("validation", trainer.step, trainer.epoch, metrics)
+
+    def evaluation(self, split: str, step: int, epoch: int, metrics: dict[str, float]) -> None:
+        self.write({"kind": "evaluation", "split": split, "step": step, "epoch": epoch, "metrics": metrics})
+
+    def write(self, line: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        values = _flat(line)
+        for tracker in self._trackers:
+            tracker.log(values, step=line["step"])
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.finish()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of a metrics file; a last line torn by a kill is left out.
+
+    Raises:
+        ValueError: another line is damaged.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    found = []
+    for i, line in enumerate(lines):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            if i < len(lines) - 1:
+                raise ValueError(f"{path}, line {i + 1} is damaged: {line[:60]!r}; remove the line") from None
+    return found
+
+
+def _flat(line: dict[str, Any]) -> dict[str, float]:
+    split = line.get("split", "train")
+    values: dict[str, float] = {}
+    for key, value in line.items():
+        if isinstance(value, dict):
+            values |= {f"{split}/{key}/{inner}": number for inner, number in value.items()}
+        elif isinstance(value, (int, float)) and key != "step":
+            values[f"{split}/{key}"] = value
+    return values
+
+
+def _tracker(name: str, folder: Path) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+    if name not in [getattr(kind, "value", kind) for kind in get_available_trackers()]:
+        raise ImportError(
+            f"output.trackers names {name!r}, whose package is not installed: pip install {name}"
+        )
+    tracker_class = LOGGER_TYPE_TO_CLASS[name]
+    arguments = {"logging_dir": str(folder)} if tracker_class.requires_logging_directory else {}
+    tracker = tracker_class(folder.name, **arguments)
+    if hasattr(tracker, "start"):
+        tracker.start()
+    return tracker
+
+
+def _memory_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,201 @@
+"""One micro-batch: `Step` is what a method may touch, `TrainStep` the one module that everything trainable runs in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.engine.distributed import gather_rows, mean_over_ranks
+from tutelage.engine.loading import Stream
+from tutelage.engine.method import Method
+from tutelage.engine.runtime import Runtime
+from tutelage.engine.taps import Tapped, outputs_of
+from tutelage.engine.teacher import Grad, Teacher
+from tutelage.engine.types import Batch, Outputs, Taps, Term, Terms
+
+Phase = Literal["transform", "step"]
+
+
+@dataclass
+class Setup:
+    """What all steps of a run share."""
+
+    student: Tapped
+    teachers: Mapping[str, Teacher]
+    task: Any
+    runtime: Runtime
+    taps: Taps
+    """With every pattern resolved to module paths."""
+    generator: torch.Generator
+    total_steps: int
+    steps_per_epoch: int
+    streams: dict[str, Stream] = field(default_factory=dict)
+
+
+class Step:
+    """One micro-batch of one step, and all that a method may ask for.
+
+    Attributes:
+        batch: the micro-batch, on the device, views drawn.
+        step, epoch: counted from 0; ``total_steps`` and ``steps_per_epoch`` say where the run ends.
+        generator: the run's own generator on the device; its state is checkpointed.
+    """
+
+    def __init__(self, setup: Setup, batch: Batch, step: int) -> None:
+        self.setup, self.batch, self.step = setup, batch, step
+        self.epoch = step // setup.steps_per_epoch
+        self.total_steps, self.steps_per_epoch = setup.total_steps, setup.steps_per_epoch
+        self.generator = setup.generator
+        self.seen: dict[str, Outputs] = {}
+        """The last outputs of each model: what a message about a loss that is not finite looks at."""
+
+    def student(
+        self,
+        batch: Batch | None = None,
+        taps: tuple[str, ...] | None = None,
+        *,
+        params: Mapping[str, Tensor] | None = None,
+        frozen: bool = False,
+        from_tap: tuple[str, Tensor] | None = None,
+    ) -> Outputs:
+        """The student's outputs.
+
+        Args:
+            batch: another batch than the step's.
+            taps: other taps than the method's.
+            params: run with these instead of the student's parameters (names as ``parameters()`` gives them); buffers
+                are cloned, so that BatchNorm's statistics move on real steps only.
+            frozen: parameters constant and eval mode, with gradients through the activations.
+            from_tap: (path, tensor): the tensor takes the place of that module's output.
+        """
+        module, wanted = self.setup.student, self.setup.taps.student if taps is None else taps
+        inputs = (batch or self.batch).inputs
+        arguments = (inputs, wanted, self.setup.taps.student_logits or taps is not None, from_tap)
+        if params is not None:
+            buffers = {f"model.{name}": value.clone() for name, value in module.model.named_buffers()}
+            swapped = {f"model.{name}": value for name, value in params.items()} | buffers
+            result = torch.func.functional_call(module, swapped, arguments)
+        else:
+            with constant(module) if frozen else contextlib.nullcontext():
+                result = module(*arguments)
+        self.seen["student"] = outputs_of(result)
+        return self.seen["student"]
+
+    def teacher(
+        self,
+        batch: Batch | None = None,
+        taps: tuple[str, ...] | None = None,
+        *,
+        name: str | None = None,
+        grad: Grad = "none",
+    ) -> Outputs:
+        """A teacher's outputs; ``name`` is needed where there are several.
+
+        Raises:
+            ValueError: no such teacher, or several and no name.
+        """
+        teachers = self.setup.teachers
+        if name is None and len(teachers) != 1:
+            raise ValueError(
+                f"there are {len(teachers)} teachers ({', '.join(teachers) or 'none'}); give name="
+            )
+        name = next(iter(teachers)) if name is None else name
+        if name not in teachers:
+            raise ValueError(f"no teacher {name!r}; there are {', '.join(teachers) or 'none'}")
+        wanted = self.setup.taps.teachers.get(name, ()) if taps is None else taps
+        logits = self.setup.taps.teacher_logits or taps is not None
+        outputs = teachers[name].outputs(batch or self.batch, wanted, grad, logits=logits)
+        self.seen[f"teacher {name}"] = outputs
+        return outputs
+
+    def label_loss(self, outputs: Outputs, batch: Batch | None = None) -> Term:
+        """The task's own loss against the labels."""
+        term: Term = self.setup.task.label_loss(outputs, batch or self.batch)
+        return term
+
+    def loader(self, name: str) -> Stream:
+        """An endless iterator of further batches that ``Needs.loaders`` asked for."""
+        if name not in self.setup.streams:
+            raise ValueError(
+                f"no loader {name!r}; this method's Needs.loaders names {sorted(self.setup.streams)}"
+            )
+        return self.setup.streams[name]
+
+    @torch.no_grad()
+    def generate(self, who: str, prompts: dict[str, Tensor], options: Mapping[str, Any]) -> Tensor:
+        """Token ids that ``student`` or a teacher (by name) writes after ``prompts``."""
+        module = self.setup.student if who == "student" else self.setup.teachers[who].module
+        if not isinstance(module, Tapped) or not hasattr(module.model, "generate"):
+            raise ValueError(f"{who} cannot write text: its model has no `generate`")
+        with constant(module):
+            ids: Tensor = cast(Any, module.model).generate(**prompts, **options)
+        return ids
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The student's parameters by name."""
+        return dict(self.setup.student.model.named_parameters())
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Rows of all ranks, in rank order; differentiable."""
+        return gather_rows(tensor)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """Mean over ranks; differentiable."""
+        return mean_over_ranks(tensor)
+
+
+@contextlib.contextmanager
+def constant(module: nn.Module) -> Iterator[None]:
+    """Parameters without gradients and eval mode, for one forward; both are put back as they were."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    training = [child for child in module.modules() if child.training]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    module.eval()
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for child in training:
+            child.training = True
+
+
+class TrainStep(nn.Module):
+    """Student, method and trained teachers in one forward: nothing trainable is called outside it, so that DDP and
+    FSDP2 see every parameter's use. A trained teacher left outside would silently never be synchronised."""
+
+    def __init__(self, student: Tapped, method: Method, teachers: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.student, self.method = student, method
+        self.teachers = nn.ModuleDict(teachers)
+
+    def forward(self, ctx: Step, phase: Phase = "step") -> Batch | Terms:
+        if phase == "transform":
+            with torch.no_grad():
+                return self.method.transform(ctx.batch, ctx)
+        terms: Terms = self.method(ctx)
+        return terms
+
+
+def trained_names(module: TrainStep) -> dict[str, nn.Parameter]:
+    """Trainable parameters under the names that `OptimSpec` patterns and checkpoints use: the holder's ``model.`` level
+    is left out of students and teachers."""
+    return {
+        _plain(name): parameter for name, parameter in module.named_parameters() if parameter.requires_grad
+    }
+
+
+def _plain(name: str) -> str:
+    root, _, rest = name.partition(".")
+    if root == "student":
+        return f"student.{rest.removeprefix('model.')}"
+    if root == "teachers":
+        teacher, _, path = rest.partition(".")
+        return f"teachers.{teacher}.{path.removeprefix('model.')}"
+    return name

@@ -1,0 +1,189 @@
+"""What flows through a step: `Batch` in, `Outputs` of a model, `Terms` out. Plain dataclasses of tensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+Inputs = Tensor | dict[str, Tensor]
+
+
+@dataclass
+class Batch:
+    """Rows on their way through a step. The first axis of every tensor is the row.
+
+    Attributes:
+        inputs: a tensor ``[rows, ...]`` (images: float in [0, 1], not yet normalised), or a model's keyword tensors.
+        target: class ids ``[rows]``, distributions ``[rows, classes]`` or values; none where rows have no label.
+        index: stable id of each row in its source, ``[rows]`` int64.
+        view: number of the view drawn for each row, ``[rows]`` int64; with ``index`` it keys a store.
+        views: further views of the same rows, where a method asks for several.
+        mask: which rows (or tokens) count.
+        teacher_inputs: what the teacher sees, where that is not ``inputs``.
+        columns: any other field of the data, by name (domain, snr, sensitive, labelled …).
+    """
+
+    inputs: Inputs
+    target: Tensor | None = None
+    index: Tensor | None = None
+    view: Tensor | None = None
+    mask: Tensor | None = None
+    teacher_inputs: Inputs | None = None
+    views: list[Batch] = field(default_factory=list)
+    columns: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(first_tensor(self.inputs))
+
+    @property
+    def device(self) -> torch.device:
+        return first_tensor(self.inputs).device
+
+    def replace(self, **changes: Any) -> Batch:
+        """A copy with some fields changed; the batch itself stays as it is."""
+        return dataclasses.replace(self, **changes)
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Batch:
+        """A copy in which ``function`` was applied to every tensor, those of ``views`` included."""
+
+        def apply(value: Any) -> Any:
+            return value.map(function) if isinstance(value, Batch) else function(value)
+
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Batch(
+            **{name: pytree.tree_map_only((Tensor, Batch), apply, value) for name, value in values.items()}
+        )
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def select(self, rows: Tensor | slice) -> Batch:
+        """The given rows (positions, a boolean mask or a slice), every field cut alike."""
+        return self.map(lambda tensor: tensor[rows])
+
+
+def first_tensor(inputs: Inputs) -> Tensor:
+    return inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The largest entries of rows of log-probabilities: ``ids`` and ``log_probs`` ``[..., k]``, ``tail`` ``[...]``,
+    the probability mass that is left."""
+
+    ids: Tensor
+    log_probs: Tensor
+    tail: Tensor
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Importance-weighted samples of rows of probabilities: ``ids`` and ``weights`` ``[..., k]``."""
+
+    ids: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """The linear map from hidden states to logits: ``scale * softcap·tanh((hidden @ weight.T + bias)/softcap)``."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.scale == 1.0 else logits * self.scale
+
+
+class Outputs:
+    """What a model gave for a batch. ``logits`` is made from ``hidden`` and ``head`` only when it is read, so that a
+    fused loss that reads those two never builds it."""
+
+    def __init__(
+        self,
+        logits: Tensor | TopK | Sampled | None = None,
+        *,
+        hidden: Tensor | None = None,
+        head: Head | None = None,
+        features: Mapping[str, Any] | None = None,
+        attentions: Mapping[str, Tensor] | None = None,
+        extra: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self._logits = logits
+        self.hidden = hidden
+        self.head = head
+        self.features: dict[str, Any] = dict(features or {})
+        self.attentions: dict[str, Tensor] = dict(attentions or {})
+        self.extra: dict[str, Tensor] = dict(extra or {})
+
+    @property
+    def stored_logits(self) -> Tensor | TopK | Sampled | None:
+        """Logits as they came: dense, top-k, sampled or none."""
+        if self._logits is None and self.hidden is not None and self.head is not None:
+            self._logits = self.head(self.hidden)
+        return self._logits
+
+    @property
+    def logits(self) -> Tensor:
+        """Dense logits ``[rows, ..., classes]``.
+
+        Raises:
+            ValueError: there are none (the forward stopped at a tap, or the store keeps a sparse form).
+        """
+        logits = self.stored_logits
+        if isinstance(logits, Tensor):
+            return logits
+        form = "none" if logits is None else type(logits).__name__
+        raise ValueError(
+            f"dense logits were asked for, but this model's outputs hold {form}; "
+            "declare Needs(logits='dense') so that the pairing is checked before training"
+        )
+
+    def feature(self) -> Any:
+        """The one tapped feature, where exactly one was asked for."""
+        if len(self.features) != 1:
+            raise ValueError(f"expected one tapped feature, got {sorted(self.features)}")
+        return next(iter(self.features.values()))
+
+
+@dataclass
+class Term:
+    """One named part of a loss: the mean over its items (``"rows"``, ``"tokens"`` …) of this micro-batch, at least in
+    float32. The trainer weighs it by its share of the step's items."""
+
+    mean: Tensor
+    items: str = "rows"
+
+    def __post_init__(self) -> None:
+        if self.mean.dim() != 0:
+            raise ValueError(f"a Term holds a scalar mean; got shape {tuple(self.mean.shape)}")
+        if self.mean.dtype not in (torch.float32, torch.float64):
+            self.mean = self.mean.float()
+
+
+Terms = dict[str, Term]
+
+
+@dataclass(frozen=True)
+class Taps:
+    """Inner tensors a method wants, by module path of each model (patterns as `tutelage.engine.taps` reads them).
+
+    ``teacher_logits=False`` lets a teacher stop at its deepest tap. ``teachers`` names taps of further teachers.
+    """
+
+    student: tuple[str, ...] = ()
+    teacher: tuple[str, ...] = ()
+    student_logits: bool = True
+    teacher_logits: bool = True
+    teachers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)

@@ -1,0 +1,48 @@
+"""How losses are reduced: in float32 or better, over the rows that count; where none do, to a 0 with a gradient."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from tutelage.functional.checks import check_same_shape
+
+__all__: list[str] = []
+
+
+def upcast(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """float16 and bfloat16 as float32; float32 and float64 as they are."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def masked_mean(
+    values: Float[Tensor, "*rows"], mask: Shaped[Tensor, "*rows"] | None = None
+) -> Float[Tensor, ""]:
+    """Mean of the values whose mask is not zero; without a mask, of all.
+
+    Where nothing counts it is 0 and has a (zero) gradient, so that every rank of a launch can go backward.
+
+    Raises:
+        ValueError: ``mask`` has another shape than ``values``.
+    """
+    if mask is None:
+        return values.sum() / max(values.numel(), 1)
+    check_same_shape(values=values, mask=mask)
+    counted = mask != 0
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def keep_rows(mask: Shaped[Tensor, " batch"] | None, *tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each tensor's rows whose mask is not zero; without a mask, the tensors themselves.
+
+    Raises:
+        ValueError: ``mask`` is not one value a row.
+    """
+    if mask is None:
+        return tensors
+    if any(mask.shape != tensor.shape[:1] for tensor in tensors):
+        shapes = ", ".join(str(list(tensor.shape)) for tensor in tensors)
+        raise ValueError(f"mask must hold one value a row; got shape {list(mask.shape)} for tensors {shapes}")
+    rows = mask != 0
+    return tuple(tensor[rows] for tensor in tensors)

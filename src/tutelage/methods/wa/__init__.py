@@ -1,0 +1,1 @@
+CATALOGUE = {"wa": "procedure:WA"}

@@ -1,0 +1,55 @@
+"""Small nets for small images and rows of numbers, as plain sequences: ``layer1, layer2, …, head``."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+
+from torch import nn
+
+from tutelage.models.names import DIGITS, ModelError
+
+
+def digits_net(
+    name: str, outputs: int, input_shape: tuple[int, ...], *, head_bias: bool = True
+) -> nn.Sequential:
+    """Build ``mlp-64-16`` (hidden widths, ReLU) or ``cnn-4-8-16`` (channels).
+
+    Each stage of a ``cnn`` is a 3 × 3 convolution, BatchNorm and ReLU; from the second on with stride 2. Global average
+    pooling and a linear classifier follow.
+
+    Raises:
+        ModelError: a ``cnn`` for rows that are no images.
+    """
+    match = DIGITS.fullmatch(name)
+    assert match is not None
+    kind, widths = match[1], [int(width) for width in match[2][1:].split("-")]
+    if kind == "mlp":
+        parts = _mlp(widths, math.prod(input_shape))
+    elif len(input_shape) == 3:
+        parts = _cnn(widths, input_shape[0])
+    else:
+        raise ModelError(
+            f"digits:{name} takes images [channels, height, width]; this data gives {list(input_shape)}"
+        )
+    parts["head"] = nn.Linear(widths[-1], outputs, bias=head_bias)
+    return nn.Sequential(parts)
+
+
+def _mlp(widths: list[int], inputs: int) -> OrderedDict[str, nn.Module]:
+    parts: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+    for number, (narrow, wide) in enumerate(zip([inputs, *widths], widths, strict=False), start=1):
+        parts[f"layer{number}"] = nn.Sequential(nn.Linear(narrow, wide), nn.ReLU())
+    return parts
+
+
+def _cnn(widths: list[int], channels: int) -> OrderedDict[str, nn.Module]:
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    for number, (narrow, wide) in enumerate(zip([channels, *widths], widths, strict=False), start=1):
+        parts[f"layer{number}"] = nn.Sequential(
+            nn.Conv2d(narrow, wide, 3, stride=1 if number == 1 else 2, padding=1, bias=False),
+            nn.BatchNorm2d(wide),
+            nn.ReLU(),
+        )
+    parts |= OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+    return parts

@@ -1,0 +1,193 @@
+"""`Run`: what a procedure works with. Finished parts are journalled in the run's folder and skipped on resume."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tutelage import catalogue
+from tutelage.data import Data
+from tutelage.engine.evaluate import evaluate
+from tutelage.engine.loading import Source
+from tutelage.engine.loop import Trainer
+from tutelage.engine.method import Method
+from tutelage.engine.metrics import MetricsLog
+from tutelage.engine.progress import progress
+from tutelage.engine.rng import derive_seed
+from tutelage.engine.runtime import Runtime
+from tutelage.engine.taps import Tapped, outputs_of
+from tutelage.engine.teacher import Teacher
+from tutelage.engine.types import Batch, Outputs
+from tutelage.engine.validation import Validation
+from tutelage.engine.views import Views
+from tutelage.recipe.schema import Recipe
+from tutelage.tasks import Task
+
+
+class Run:
+    """A procedure's workplace.
+
+    Attributes:
+        recipe: the whole resolved recipe; ``recipe.train`` is the budget of each stage unless the procedure says
+            otherwise.
+        data, task, teachers, runtime: as assembled from the recipe.
+        folder: where parts are journalled; none: nothing is written.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        runtime: Runtime,
+        data: Data,
+        task: Task,
+        new_student: Callable[[int], nn.Module],
+        *,
+        teachers: Mapping[str, Teacher] | None = None,
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+        folder: Path | None = None,
+        show_progress: bool = False,
+        callbacks: Iterable[object] = (),
+    ) -> None:
+        self.recipe, self.runtime, self.data, self.task = recipe, runtime, data, task
+        self.new_student = new_student
+        self.teachers = dict(teachers or {})
+        self.mean, self.std, self.folder = mean, std, folder
+        self.show_progress, self.callbacks = show_progress, tuple(callbacks)
+        self.seed = recipe.train.seed
+        self.trained_seconds = 0.0
+
+    def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``make`` gives: tensors and plain JSON values by name. It runs once; a resumed run reads it back."""
+        if self.folder is None:
+            return make()
+        path = self.folder / "once" / f"{name}.json"
+        if not path.exists():
+            if self.runtime.is_main:
+                _write(path, make())
+            self.runtime.barrier()
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        tensors = path.with_suffix(".safetensors")
+        return value | (load_file(tensors) if tensors.exists() else {})
+
+    def trainer(
+        self,
+        name: str,
+        student: nn.Module,
+        method: Method,
+        source: Source,
+        *,
+        teachers: Mapping[str, Teacher] | None = None,
+        config: Mapping[str, Any] | None = None,
+        validation: Validation | None = None,
+        callbacks: Iterable[object] = (),
+    ) -> Trainer:
+        """A Trainer with a checkpoint folder of its own, gone on with where it stopped. ``config`` changes fields of the
+        recipe's ``train``; seeds differ by ``name``."""
+        train = self.recipe.train
+        changes = dict(config or {}) | {"seed": derive_seed(self.seed, name) % 2**31}
+        train = type(train).model_validate(train.model_dump() | changes)
+        place = self.folder / "stages" / name if self.folder else None
+        own: list[object] = [progress(name)] if self.show_progress and self.runtime.is_main else []
+        own += [MetricsLog(place)] if place and self.runtime.is_main else []
+        trainer = Trainer(
+            self.runtime,
+            student,
+            method,
+            self.task,
+            source,
+            train,
+            teachers=teachers,
+            views=Views(self.recipe.data.views, train.seed),
+            workers=self.recipe.data.workers,
+            mean=self.mean,
+            std=self.std,
+            validation=validation,
+            folder=place / "checkpoints" if place else None,
+            callbacks=[*own, *self.callbacks, *callbacks],
+        )
+        trainer.restore()
+        return trainer
+
+    def train(self, name: str, student: nn.Module, method: Method, source: Source, **options: Any) -> Trainer:
+        """Train a stage to its end (see `trainer` for the options); a finished one is only read back."""
+        trainer = self.trainer(name, student, method, source, **options)
+        trainer.fit()
+        self.trained_seconds += trainer.progress.seconds
+        return trainer
+
+    def method(self, name: str, **options: Any) -> Method:
+        """Another method, by its catalogue name."""
+        found = catalogue.load(name)
+        if not issubclass(found, Method):
+            raise TypeError(f"`{name}` is a {found.kind}; only methods of one loop can be composed")
+        return found(found.Config(name=name, **options))
+
+    def generator(self, name: str) -> torch.Generator:
+        """A generator seeded by the run's seed and ``name``."""
+        return torch.Generator().manual_seed(derive_seed(self.seed, "generator", name))
+
+    def clients(self, count: int) -> list[Run]:
+        """One Run a client: the same recipe, a folder and a seed of its own."""
+        return [self._client(i) for i in range(count)]
+
+    def _client(self, i: int) -> Run:
+        client = Run(
+            self.recipe,
+            self.runtime,
+            self.data,
+            self.task,
+            self.new_student,
+            teachers=self.teachers,
+            mean=self.mean,
+            std=self.std,
+            folder=self.folder / "clients" / str(i) if self.folder else None,
+            show_progress=self.show_progress,
+            callbacks=self.callbacks,
+        )
+        client.seed = derive_seed(self.seed, "client", i) % 2**31
+        return client
+
+    def predictor(self, model: nn.Module, taps: tuple[str, ...] = ()) -> Callable[[Batch], Outputs]:
+        """The model's outputs for batches of this run's data, normalised, in eval mode, without gradients."""
+        held = Tapped(model, mean=self.mean, std=self.std).to(self.runtime.device).eval()
+
+        def predict(batch: Batch) -> Outputs:
+            with torch.no_grad(), self.runtime.autocast():
+                return outputs_of(held(batch.inputs, taps))
+
+        return predict
+
+    def evaluate(self, model: nn.Module, source: Source, names: tuple[str, ...] = ()) -> dict[str, float]:
+        """Metrics of a model on a source."""
+        return evaluate(
+            self.predictor(model),
+            source,
+            self.task,
+            names=names or self.recipe.evaluation.metrics,
+            group_by=self.recipe.evaluation.group_by,
+            batch_size=self.recipe.evaluation.batch_size,
+            device=self.runtime.device,
+            rank=self.runtime.rank,
+            world=self.runtime.world,
+        )
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    """Tensors first, then the JSON that says it is all there; each by rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: item.contiguous() for name, item in value.items() if isinstance(item, Tensor)}
+    beside = path.with_suffix(".tmp")
+    if tensors:
+        save_file(tensors, beside)
+        os.replace(beside, path.with_suffix(".safetensors"))
+    plain = {name: item for name, item in value.items() if not isinstance(item, Tensor)}
+    beside.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,240 @@
+"""Tables that a run's figures fill: student against teacher, values by group, and a run's own tables."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from tutelage.report.blocks import Block, Cell, Column, Figures, Notice, Section, Table
+from tutelage.report.curves import metric_axis
+from tutelage.report.facts import value_text
+from tutelage.report.format import (
+    ABSENT,
+    is_share,
+    lower_is_better,
+    metric_difference,
+    metric_label,
+    metric_value,
+    milliseconds,
+    number,
+    percent,
+    plain,
+    si,
+    split_group,
+    times,
+)
+from tutelage.report.lines import Line, line_figure
+from tutelage.report.records import Run, mapping
+from tutelage.report.styles import styles_for
+from tutelage.report.verdict import cost_ratio, main_teacher, split_of
+
+MOST_ROWS = 200
+COSTS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
+    ("parameters", "Parameters", si),
+    ("flops", "FLOPs a row", si),
+    ("latency_ms", "Latency a row", milliseconds),
+)
+
+
+def against_teacher(result: dict[str, Any]) -> Table | None:
+    """Metrics over all rows and costs: the student, each teacher, and the student beside its (best) teacher."""
+    split = split_of(result)
+    values = mapping(result.get(split))
+    student = mapping(result.get("student"))
+    teachers = {name: mapping(teacher) for name, teacher in mapping(result.get("teachers")).items()}
+    main, teacher = main_teacher(result)
+    rows = []
+    for metric in [name for name in values if split_group(name)[1] is None]:
+        rows.append(_metric_row(metric, split, values, teachers, teacher if main is not None else None))
+    for key, label, write in COSTS:
+        if student.get(key) is None and all(t.get(key) is None for t in teachers.values()):
+            continue
+        ratio = cost_ratio(student, teacher, key)
+        costs = [
+            Cell(write(model.get(key)), number(model.get(key))) for model in (student, *teachers.values())
+        ]
+        rows.append([Cell(label), *costs, *([_cost_cell(ratio)] if teachers else [])])
+    if not rows:
+        return None
+    named = [Column(f"Teacher ({name})" if len(teachers) > 1 else "Teacher") for name in teachers]
+    note = (
+        f"of the student minus {main if len(teachers) > 1 else 'the teacher'}: points, or how many times less"
+    )
+    last = [Column("Difference", note=note)] if teachers else []
+    return Table(
+        f"{'Student against teacher' if teachers else 'Student'}{f', metrics on {split} rows' if values else ''}",
+        [Column("", numeric=False), Column("Student"), *named, *last],
+        rows,
+    )
+
+
+def _cost_cell(ratio: float | None) -> Cell:
+    """How many times less the student costs than the teacher."""
+    if ratio is None:
+        return Cell(ABSENT)
+    if abs(ratio - 1) < 0.005:
+        return Cell("equal", 1.0)
+    return Cell(
+        f"{times(ratio)} less" if ratio > 1 else f"{times(1 / ratio)} more",
+        ratio,
+        tone="good" if ratio > 1 else "bad",
+    )
+
+
+def _metric_row(
+    metric: str,
+    split: str,
+    values: dict[str, Any],
+    teachers: dict[str, dict[str, Any]],
+    main: dict[str, Any] | None,
+) -> list[Cell]:
+    label = Cell(metric_label(metric))
+    cells = [Cell(metric_value(metric, values.get(metric)), number(values.get(metric)))]
+    for teacher in teachers.values():
+        value = mapping(teacher.get(split)).get(metric)
+        cells.append(Cell(metric_value(metric, value), number(value)))
+    if main is not None:
+        cells.append(_difference_cell(metric, values.get(metric), mapping(main.get(split)).get(metric)))
+    return [label, *cells]
+
+
+def _difference_cell(metric: str, value: object, against: object) -> Cell:
+    left, right = number(value), number(against)
+    if left is None or right is None:
+        return Cell(ABSENT)
+    better = (left < right) if lower_is_better(metric) else (left > right)
+    unit = " points" if is_share(metric) else ""
+    return Cell(metric_difference(metric, left - right) + unit, left - right, tone="good" if better else "")
+
+
+def by_group(result: dict[str, Any]) -> Table | None:
+    """Metrics by the values of the column that the evaluation was grouped by; none where it was not."""
+    values = mapping(result.get(split_of(result)))
+    found = [(*split_group(name), value) for name, value in values.items()]
+    groups = list(dict.fromkeys(group for _, group, _ in found if group is not None))
+    bases = list(dict.fromkeys(base for base, group, _ in found if group is not None))
+    if not groups:
+        return None
+    looked_up = {(base, group): value for base, group, value in found}
+    rows = [
+        [
+            Cell(group, group),
+            *(
+                Cell(metric_value(base, looked_up.get((base, group))), number(looked_up.get((base, group))))
+                for base in bases
+            ),
+        ]
+        for group in groups
+    ]
+    columns = [Column("Group", numeric=False), *(Column(metric_label(base)) for base in bases)]
+    return Table(f"Student by group, on {split_of(result)} rows", columns, rows, sortable=True)
+
+
+def last_evaluation(run: Run) -> Table | None:
+    """The newest metrics that the run logged, for a run that has no result (yet)."""
+    if not run.evaluations:
+        return None
+    row = max(run.evaluations, key=lambda row: row["step"])
+    rows = [
+        [Cell(metric_label(name)), Cell(metric_value(name, value))]
+        for name, value in mapping(row.get("metrics")).items()
+    ]
+    caption = f"Last evaluation: {row.get('split')} rows at step {row['step']}"
+    return Table(caption, [Column("Metric", numeric=False), Column("Student")], rows)
+
+
+def own_tables(result: dict[str, Any]) -> list[Section]:
+    """The tables that the method itself left (for example accuracy by step), each drawn too where it is a curve."""
+    return [_own_table(name, mapping(content)) for name, content in mapping(result.get("tables")).items()]
+
+
+def _own_table(name: str, content: dict[str, Any]) -> Section:
+    title = re.sub(r"[_-]+", " ", name).strip().capitalize() or "Table"
+    columns = (
+        [str(column) for column in content.get("columns") or []]
+        if isinstance(content.get("columns"), list)
+        else []
+    )
+    raw = content.get("rows")
+    rows = [list(row) for row in raw if isinstance(row, list | tuple)] if isinstance(raw, list) else []
+    if not columns or not rows:
+        return Section(title, [Notice("This table is empty.")])
+    width = len(columns)
+    shown = [[*row[:width], *[None] * (width - len(row))] for row in rows[:MOST_ROWS]]
+    numeric = [all(number(row[i]) is not None or row[i] is None for row in shown) for i in range(width)]
+    writers = [_writer(column, [row[i] for row in shown]) for i, column in enumerate(columns)]
+    table = Table(
+        title
+        if len(rows) <= MOST_ROWS
+        else f"{title}: the first {MOST_ROWS} of {len(rows)} rows (all: result.json)",
+        [Column(column.replace("_", " "), numeric[i]) for i, column in enumerate(columns)],
+        [
+            [
+                Cell(writers[i](value), number(value) if numeric[i] else str(value))
+                for i, value in enumerate(row)
+            ]
+            for row in shown
+        ],
+        sortable=True,
+    )
+    blocks: list[Block] = [*_own_figure(title, columns, shown, numeric), table]
+    return Section(title, blocks)
+
+
+def _writer(column: str, values: Sequence[object]) -> Callable[[object], str]:
+    known = [amount for value in values if (amount := number(value)) is not None]
+    if not known:
+        return value_text
+    if _is_share_column(column, known):
+        return percent
+    return lambda value: value_text(value) if isinstance(value, str) else plain(value)
+
+
+def _is_share_column(column: str, values: Sequence[float]) -> bool:
+    return is_share(column) and all(0 <= value <= 1 for value in values)
+
+
+def _own_figure(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[bool]
+) -> list[Figures]:
+    """Columns of shares over a first column that rises: a curve. Anything else is a table only."""
+    first = [number(row[0]) for row in rows]
+    rises = len(rows) > 1 and all(a is not None and b is not None and a < b for a, b in pairwise(first))
+    shares = [
+        i
+        for i in range(1, len(columns))
+        if numeric[i]
+        and _is_share_column(columns[i], [v for row in rows if (v := number(row[i])) is not None])
+    ]
+    if not rises or not shares:
+        return []
+    styles = styles_for([columns[i] for i in shares])
+    lines = []
+    for i in shares:
+        pairs = [
+            (x, y)
+            for x, row in zip(first, rows, strict=True)
+            if x is not None and (y := number(row[i])) is not None
+        ]
+        label = columns[i].replace("_", " ")
+        lines.append(
+            Line(
+                columns[i],
+                label,
+                styles[columns[i]],
+                [x for x, _ in pairs],
+                [y for _, y in pairs],
+                markers=True,
+            )
+        )
+    figure = line_figure(
+        title,
+        lines,
+        axis=metric_axis(columns[shares[0]]),
+        x_title=columns[0].replace("_", " "),
+        caption="The values of the table below.",
+        wide=True,
+    )
+    return [Figures([figure])]

@@ -1,0 +1,61 @@
+"""A teacher that is a model in this process."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from tutelage.engine.needs import Offers
+from tutelage.engine.spec import ModelSpec
+from tutelage.engine.step import constant
+from tutelage.engine.taps import Tapped, outputs_of
+from tutelage.engine.teacher import Grad
+from tutelage.engine.types import Batch, Inputs, Outputs
+
+
+class LocalTeacher:
+    """A model as a teacher: in eval mode and without gradients, unless it is trained (``grad="all"``).
+
+    Args:
+        name: what messages call it.
+        model: the bare module.
+        example: a few rows as the model gets them, before normalisation; used once, to measure shapes.
+        mean, std: its own input normalisation by channel.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        example: Inputs,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self.held = Tapped(model, mean=mean, std=std)
+        self.spec = ModelSpec.of(name, model, self.held.normalise(example))
+        self.offers = Offers(text=hasattr(model, "generate"))
+
+    @property
+    def module(self) -> Tapped:
+        return self.held
+
+    def freeze(self) -> LocalTeacher:
+        """Constant parameters and eval mode, for good."""
+        self.held.requires_grad_(False).eval()
+        return self
+
+    def outputs(
+        self, batch: Batch, taps: tuple[str, ...] = (), grad: Grad = "none", *, logits: bool = True
+    ) -> Outputs:
+        """See `tutelage.engine.teacher.Teacher`."""
+        inputs = batch.inputs if batch.teacher_inputs is None else batch.teacher_inputs
+        with contextlib.ExitStack() as stack:
+            if grad == "none":
+                stack.enter_context(torch.no_grad())
+            if grad != "all":
+                stack.enter_context(constant(self.held))
+            return outputs_of(self.held(inputs, taps, logits))

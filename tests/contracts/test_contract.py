@@ -1,0 +1,105 @@
+"""What every method of the catalogue keeps to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contract import NAMES, losses, recipe, run
+from killing import stop_after
+from safetensors.torch import load_file
+
+from tutelage import catalogue
+from tutelage.models import build_model, load_model
+from tutelage.recipe import load_recipe
+from tutelage.runs import check
+
+CURVES = Path(__file__).resolve().parent.parent / "golden" / "loss_curves"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A finished run of a method, made once."""
+    done: dict[str, Any] = {}
+
+    def of(name: str) -> Any:
+        if name not in done:
+            done[name] = run(name, tmp_path_factory.mktemp("contract") / name)
+        return done[name]
+
+    return of
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "student" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_described(name: str) -> None:
+    described = catalogue.describe(name)
+    assert described["name"] == name
+    assert described["claim"].endswith(".")
+    assert described["kind"] in ("Method", "Procedure")
+    assert (catalogue.entries()[name].folder / "README.md").exists()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_trains_and_ships_a_plain_student(name: str, finished: Any) -> None:
+    result = finished(name)
+    assert result.result["status"] == "done"
+    assert 0 <= result.result["test"]["accuracy"] <= 1
+    assert all(torch.isfinite(torch.tensor(losses(result.folder))))
+    plain = build_model("digits:cnn-4-6", outputs=10, input_shape=(1, 8, 8)).module
+    assert weights(result.folder).keys() == plain.state_dict().keys()
+    loaded = load_model(result.folder / "student").module.eval()
+    inputs = torch.rand(3, 1, 8, 8)
+    torch.testing.assert_close(loaded(inputs), result.student(inputs))
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("step", [1, 3, 5])
+def test_a_killed_run_ends_with_the_same_bits(name: str, step: int, finished: Any, tmp_path: Path) -> None:
+    """Killed in mid-epoch, where nothing is saved, and resumed."""
+    stop_after(step, lambda kill: run(name, tmp_path / "run", callbacks=[kill]))
+    resumed = run(name, tmp_path / "run", resume=True)
+    wanted, found = weights(finished(name).folder), weights(tmp_path / "run")
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+    assert losses(resumed.folder) == losses(finished(name).folder)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_curve(name: str, finished: Any, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """Bit-equal between two runs; within 1e-4 of the stored curve. ``make curves`` writes them anew."""
+    found = losses(finished(name).folder)
+    assert losses(run(name, tmp_path / "again").folder) == found
+    stored = json.loads((CURVES / f"{name}.json").read_text())
+    assert found == pytest.approx(stored, rel=1e-4, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_dry_run_writes_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = check(recipe(name))
+    assert plan["method"] == name
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_its_recipes_are_valid(name: str) -> None:
+    found = sorted(catalogue.entries()[name].folder.glob("recipe*.yaml"))
+    assert any(load_recipe(path).method[0].name == name for path in found), found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_teacher_of_other_classes_is_refused(name: str, tmp_path: Path) -> None:
+    if catalogue.load(name).needs.teacher == "none":
+        pytest.skip(f"{name} reads no teacher")
+    from tutelage.engine.needs import PairingError
+    from tutelage.models import save_model
+
+    save_model(build_model("digits:mlp-8", outputs=7, input_shape=(1, 8, 8)), tmp_path / "teacher" / "student")
+    with pytest.raises(PairingError, match=r"gives 7 outputs, the data has 10"):
+        check(recipe(name) | {"teacher": {"run": str(tmp_path / "teacher")}})

@@ -1,0 +1,75 @@
+"""Every study that the catalogue knows, as it stands: its recipes are valid and would run; nothing is trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tutelage.recipe import load_recipe
+from tutelage.runs import check
+from tutelage.studies.registry import FoundStudy, find_study, study_names
+from tutelage.studies.study import with_overrides
+from tutelage.studies.trials import FIXED
+
+pytestmark = pytest.mark.parametrize("name", study_names())
+
+
+def recipe_of(found: FoundStudy, arm: str, seed: int, trial: int) -> dict[str, Any]:
+    """A trial's recipe, with an untrained teacher in the trained one's place."""
+    recipe = with_overrides(found.study.trial_recipe(arm, seed, trial), FIXED)
+    if found.study.teacher:
+        recipe["teacher"] = {"model": found.study.teacher["student"]["model"]}
+    return recipe
+
+
+def test_every_recipe_is_valid(name: str) -> None:
+    found = find_study(name)
+    study = found.study
+    for seed in study.seeds:
+        recipes = [
+            load_recipe(recipe_of(found, arm, seed, trial))
+            for arm in study.arms
+            for trial in range(study.trials)
+        ]
+        if study.teacher:
+            recipes.append(load_recipe(with_overrides(study.teacher_recipe(seed), FIXED)))
+        for recipe in recipes:
+            assert (recipe.data.seed, recipe.train.seed) == (seed, seed)
+
+
+def test_every_arm_would_run(name: str) -> None:
+    found = find_study(name)
+    for arm in found.study.arms:
+        assert (
+            check(recipe_of(found, arm, 0, 0))["method"]
+            == load_recipe(recipe_of(found, arm, 0, 0)).method[0].name
+        )
+
+
+def test_teacher_and_students_are_tested_on_the_same_rows(name: str) -> None:
+    from tutelage.data import open_data
+
+    study = find_study(name).study
+    if study.teacher is None:
+        pytest.skip("no teacher")
+    student = open_data(
+        load_recipe(study.trial_recipe(study.primary[0], 3, 0) | {"teacher": None}).data, "classification"
+    )
+    teacher = open_data(load_recipe(study.teacher_recipe(3)).data, "classification")
+    assert student.test is not None
+    assert teacher.test is not None
+    assert student.test.fingerprint == teacher.test.fingerprint
+    rows = {
+        part: set(source.fetch(range(len(source))).index.tolist())
+        for part, source in (("student", student.train), ("teacher", teacher.train), ("test", student.test))
+    }  # type: ignore[union-attr]
+    assert not rows["teacher"] & rows["test"]
+    assert rows["student"] < rows["teacher"]
+
+
+def test_claim_is_the_methods_and_one_sentence(name: str) -> None:
+    study = find_study(name).study
+    assert study.claim.endswith(".")
+    assert study.claim.count(". ") == 0
+    assert study.primary[0] != study.primary[1]

@@ -1,0 +1,161 @@
+"""What tests share: small rows, a small net, and a pair of gloo processes that serves every two-process test."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import queue
+import socket
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+
+from tutelage.engine.types import Batch
+from tutelage.recipe.schema import OptimizerConfig, ScheduleConfig, TrainConfig
+
+
+class Rows:
+    """A source over tensors in memory."""
+
+    def __init__(self, inputs: Tensor, target: Tensor, **columns: Tensor) -> None:
+        self.inputs, self.target, self.columns = inputs, target, columns
+        self.fields = frozenset({"target", "index", *columns})
+        self.fingerprint = "rows"
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def fetch(self, positions: Sequence[int]) -> Batch:
+        rows = torch.as_tensor(list(positions))
+        columns = {name: value[rows] for name, value in self.columns.items()}
+        return Batch(self.inputs[rows], self.target[rows], index=rows, columns=columns)
+
+
+def rows(count: int = 32, width: int = 6, classes: int = 4, seed: int = 0) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, width, generator=generator)
+    return Rows(inputs, torch.randint(classes, (count,), generator=generator))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up, self.act, self.down = nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(self.act(self.up(x)))
+
+
+class Net(nn.Module):
+    """Stem, blocks, head; no BatchNorm and no dropout unless asked for."""
+
+    def __init__(self, width: int = 8, blocks: int = 2, classes: int = 4, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.stem = nn.Linear(6, width)
+            self.blocks = nn.Sequential(*[Block(width) for _ in range(blocks)])
+            self.drop = nn.Dropout(dropout)
+            self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.drop(self.blocks(self.stem(x))))
+
+
+def train_config(**changes: Any) -> TrainConfig:
+    values: dict[str, Any] = {
+        "steps": 4,
+        "batch_size": 8,
+        "optimizer": OptimizerConfig(name="sgd", lr=0.1),
+        "schedule": ScheduleConfig(name="constant"),
+        "device": "cpu",
+    }
+    values |= changes
+    if values.get("epochs"):
+        values.pop("steps")
+    return TrainConfig(**values)
+
+
+class Losses:
+    """A callback that keeps every step's terms, whole and over all ranks."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_step_end(self, trainer: Any) -> None:
+        from tutelage.engine.metrics import step_record
+
+        record = trainer.record or step_record(trainer, *trainer.last)
+        self.steps.append(record["terms"])
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def _serve(rank: int, port: int, jobs: Any, results: Any) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": "1",
+    }
+    torch.set_num_threads(1)
+    while True:
+        job = jobs.get()
+        if job is None:
+            return
+        module, name, args = job
+        try:
+            results.put((rank, getattr(importlib.import_module(module), name)(*args), None))
+        except BaseException:  # the parent raises it again, with this traceback
+            results.put((rank, None, traceback.format_exc()))
+
+
+class Pair:
+    """Two processes under gloo. ``run(function, *args)`` runs a module-level function in both."""
+
+    def __init__(self) -> None:
+        context = mp.get_context("spawn")
+        self.results = context.Queue()
+        self.jobs = [context.Queue() for _ in range(2)]
+        port = free_port()
+        self.processes = [
+            context.Process(target=_serve, args=(rank, port, self.jobs[rank], self.results), daemon=True)
+            for rank in range(2)
+        ]
+        for process in self.processes:
+            process.start()
+
+    def run(self, function: Callable[..., Any], *args: Any, timeout: float = 120) -> list[Any]:
+        """What the function gave in rank 0 and in rank 1."""
+        for jobs in self.jobs:
+            jobs.put((function.__module__, function.__name__, args))
+        found: dict[int, Any] = {}
+        errors = []
+        for _ in range(2):
+            try:
+                rank, value, error = self.results.get(timeout=timeout)
+            except queue.Empty:
+                raise AssertionError(f"a rank did not answer; had {sorted(found)}, errors {errors}") from None
+            found[rank] = value
+            errors += [f"rank {rank}:\n{error}"] if error else []
+        assert not errors, "\n".join(errors)
+        return [found[0], found[1]]
+
+    def close(self) -> None:
+        for jobs in self.jobs:
+            jobs.put(None)
+        for process in self.processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
