@@ -7,7 +7,7 @@ VENV := .venv
 PYTHON_VENV := $(VENV)/bin/python
 WORKERS ?= 2
 # One thread a process, so that the tests do not fight for cores and give the same bits everywhere.
-PYTEST := OMP_NUM_THREADS=1 $(PYTHON_VENV) -m pytest -n $(WORKERS)
+PYTEST := OMP_NUM_THREADS=1 $(PYTHON_VENV) -m pytest -n $(WORKERS) --dist loadgroup
 
 # Written when an install is complete; older than what it was made from, it is made anew.
 INSTALLED := $(VENV)/.installed
@@ -15,7 +15,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow lint format readme reproduce constraints clean
+.PHONY: help install quickstart test test-slow lint format curves readme reproduce constraints clean
 
 help: ## Show what can be made (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ format: $(INSTALLED_DEV) ## Let ruff mend what it can
 
 readme: $(INSTALLED) ## Make README's tables anew from the registry, the ledger and the last quickstart
 	$(PYTHON_VENV) tools/readme.py
+
+curves: $(INSTALLED_DEV) ## Write the stored loss curves of all methods anew
+	OMP_NUM_THREADS=1 $(PYTHON_VENV) tests/contracts/write_curves.py
 
 reproduce: $(INSTALLED) ## Put every published claim to the test again; writes docs/ledger
 	$(VENV)/bin/tutelage reproduce --all

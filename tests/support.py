@@ -53,7 +53,9 @@ class Block(nn.Module):
 class Net(nn.Module):
     """Stem, blocks, head; no BatchNorm and no dropout unless asked for."""
 
-    def __init__(self, width: int = 8, blocks: int = 2, classes: int = 4, dropout: float = 0.0, seed: int = 0) -> None:
+    def __init__(
+        self, width: int = 8, blocks: int = 2, classes: int = 4, dropout: float = 0.0, seed: int = 0
+    ) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(seed)

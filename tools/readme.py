@@ -30,13 +30,10 @@ def methods_table(root: Path = ROOT) -> str:
             continue
         about = catalogue.describe(name)
         card = Path("src", *entry.package.split("."), "README.md")
-        title = about["title"]
-        if about["arxiv"]:
-            title = f"[{title}](https://arxiv.org/abs/{about['arxiv']})"
         rows.append(
             [
                 f"[`{name}`]({card.as_posix()})",
-                f"{title}, {about['venue']} {about['year']}",
+                paper(about),
                 about["family"],
                 about["kind"],
                 ", ".join(about["needs"]),
@@ -45,6 +42,14 @@ def methods_table(root: Path = ROOT) -> str:
             ]
         )
     return table(["method", "paper", "family", "kind", "needs", "claim", "missing"], rows)
+
+
+def paper(about: Mapping[str, Any]) -> str:
+    """Title, linked where it is on arXiv, and venue, where there is one."""
+    title = (
+        f"[{about['title']}](https://arxiv.org/abs/{about['arxiv']})" if about["arxiv"] else about["title"]
+    )
+    return f"{title}, {about['venue']} {about['year']}" if about["year"] else title
 
 
 def verdict(name: str, root: Path) -> str:

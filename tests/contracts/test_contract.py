@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from contract import NAMES, losses, recipe, run
-from killing import stop_after
 from safetensors.torch import load_file
 
+from killing import stop_after
 from tutelage import catalogue
 from tutelage.models import build_model, load_model
 from tutelage.recipe import load_recipe
@@ -100,6 +100,8 @@ def test_a_teacher_of_other_classes_is_refused(name: str, tmp_path: Path) -> Non
     from tutelage.engine.needs import PairingError
     from tutelage.models import save_model
 
-    save_model(build_model("digits:mlp-8", outputs=7, input_shape=(1, 8, 8)), tmp_path / "teacher" / "student")
+    save_model(
+        build_model("digits:mlp-8", outputs=7, input_shape=(1, 8, 8)), tmp_path / "teacher" / "student"
+    )
     with pytest.raises(PairingError, match=r"gives 7 outputs, the data has 10"):
         check(recipe(name) | {"teacher": {"run": str(tmp_path / "teacher")}})

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from contract import NAMES, losses, run  # noqa: E402
+from contract import NAMES, losses, run
 
 CURVES = Path(__file__).resolve().parent.parent / "golden" / "loss_curves"
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
 
 from tutelage.data.source import TensorSource
 from tutelage.engine.evaluate import evaluate
+from tutelage.engine.runtime import Runtime
 from tutelage.engine.types import Batch, Outputs
 from tutelage.tasks import build_task
 
@@ -102,10 +102,11 @@ def test_masked_rows_do_not_count():
     masked = Masked(data._inputs, data.target, columns=data.columns, names=data.names)
     task = build_task("classification", CLASSES)
     options = {"batch_size": 4, "device": "cpu", "group_by": "sex"}
-    expected = evaluate(predict(0), source(11), task, **options)
-    # source(11) draws other rows: take the same ones
     first = TensorSource(
-        data._inputs[:11], data.target[:11], columns={n: c[:11] for n, c in data.columns.items()}, names=data.names
+        data._inputs[:11],
+        data.target[:11],
+        columns={n: c[:11] for n, c in data.columns.items()},
+        names=data.names,
     )
     expected = evaluate(predict(0), first, task, **options)
     assert evaluate(predict(0), masked, task, **options) == pytest.approx(expected)
@@ -120,7 +121,9 @@ def test_bytes_reach_the_model_as_floats_without_gradients():
         assert not logits.requires_grad
         return Outputs(logits)
 
-    evaluate(student, source(6, image=True), build_task("classification", CLASSES), batch_size=4, device="cpu")
+    evaluate(
+        student, source(6, image=True), build_task("classification", CLASSES), batch_size=4, device="cpu"
+    )
     assert [tuple(inputs.shape) for inputs in seen] == [(4, 5), (2, 5)]
     assert seen[0].dtype == torch.float32
     assert float(seen[0].max()) <= 1
@@ -148,15 +151,12 @@ def test_errors_name_what_is_there():
         run(rows=0)
 
 
-def _rank(rank: int, world: int, rows: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
-    calls = 0
-    student = predict(0)
+def on_a_rank(rows: int) -> tuple[dict[str, float], int]:
+    """The figures that this rank gets, and how often it ran the student."""
+    runtime, student, calls = Runtime("cpu"), predict(0), []
 
     def counted(batch: Batch) -> Outputs:
-        nonlocal calls
-        calls += 1
+        calls.append(len(batch))
         return student(batch)
 
     found = evaluate(
@@ -166,21 +166,18 @@ def _rank(rank: int, world: int, rows: int, folder: str) -> None:
         group_by="year",
         batch_size=2,
         device="cpu",
-        rank=rank,
-        world=world,
+        rank=runtime.rank,
+        world=runtime.world,
         teacher=predict(3),
     )
-    torch.save({"found": found, "calls": calls}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return found, len(calls)
 
 
-@pytest.mark.two_processes
 @pytest.mark.parametrize("rows", [9, 1])
-def test_two_ranks_give_the_figures_of_one(rows: int, tmp_path: Path):
-    multiprocessing.spawn(_rank, args=(2, rows, str(tmp_path)), nprocs=2)
+def test_two_ranks_give_the_figures_of_one(rows: int, pair: Any):
     one = run(rows=rows, batch_size=2, group_by="year", teacher=predict(3))
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert first["found"] == second["found"]
-    assert first["found"] == pytest.approx(one, abs=1e-7)
-    assert list(first["found"]) == list(one)
-    assert first["calls"] == second["calls"]  # a sharded model's forward is a collective
+    (first, first_calls), (second, second_calls) = pair.run(on_a_rank, rows)
+    assert first == second
+    assert first == pytest.approx(one, abs=1e-7)
+    assert list(first) == list(one)
+    assert first_calls == second_calls  # a sharded model's forward is a collective

@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import rows
 
+from support import rows
 from tutelage.engine.loading import Loader, ShuffleSampler, Stream
 from tutelage.engine.types import Batch
 
@@ -41,7 +41,7 @@ def test_ranks_share_a_step() -> None:
 
 
 def test_an_epoch_visits_every_row_once() -> None:
-    seen = sum(ids(take(loader(), 0, 5)), [])
+    seen = list(itertools.chain.from_iterable(ids(take(loader(), 0, 5))))
     assert sorted(seen) == list(range(40))
     assert ids(take(loader(), 0, 5)) != ids(take(loader(), 5, 5))
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import probes
 import pytest
 import torch
-from support import Losses, Net, Rows, rows, train_config
 from torch import nn
 from training import assert_same, make_trainer, train
 
+import probes
+from support import Losses, Net, Rows, rows, train_config
 from tutelage.engine import events
 from tutelage.engine.finite import NonFiniteError
 from tutelage.engine.loop import Trainer

@@ -19,11 +19,19 @@ def counter(rows: int = 128, **changes: int) -> Counter:
     return Counter(np.arange(rows) * 977, np.full(rows, 3), **{"seed": 42, **changes})
 
 
-@given(index=ID, view=ID, seed=ID, salt=ID, stream=st.integers(0, 9), count=st.sampled_from([1, 8, 255, 257, 600]))
+@given(
+    index=ID,
+    view=ID,
+    seed=ID,
+    salt=ID,
+    stream=st.integers(0, 9),
+    count=st.sampled_from([1, 8, 255, 257, 600]),
+)
 def test_words_are_those_of_numpys_philox(index, view, seed, salt, stream, count):
     drawn = Counter(np.array([5, index]), np.array([9, view]), seed, salt, stream).words(count)
     reference = np.random.Philox(
-        counter=np.array([0, index, view, stream], dtype=np.uint64), key=np.array([seed, salt], dtype=np.uint64)
+        counter=np.array([0, index, view, stream], dtype=np.uint64),
+        key=np.array([seed, salt], dtype=np.uint64),
     )
     np.testing.assert_array_equal(drawn[1], reference.random_raw(count))
 

@@ -509,7 +509,7 @@ def test_shapes(images: Tensor) -> None:
         "fc:in": (4,),
         "fc": (5,),
     }
-    with pytest.raises(TapError, match="near: .*layer1"):
+    with pytest.raises(TapError, match=r"near: .*layer1"):
         probe_shapes(net(), images, ["layer"])
 
 

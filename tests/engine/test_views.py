@@ -169,7 +169,9 @@ def test_resized_crop_samples_a_rectangle_bilinearly():
 def test_color_jitter_scales_brightness_contrast_and_saturation():
     grey = torch.full((300, 3, 4, 4), 0.5)
     out = changed(grey, "color_jitter", strength=0.2)
-    assert torch.allclose(out, out[:, :1, :1, :1].expand_as(out), atol=1e-6)  # a flat grey has neither contrast nor hue
+    assert torch.allclose(
+        out, out[:, :1, :1, :1].expand_as(out), atol=1e-6
+    )  # a flat grey has neither contrast nor hue
     factors = out[:, 0, 0, 0] / 0.5
     assert 0.8 - 1e-5 <= float(factors.min()) < 0.83
     assert 1.17 < float(factors.max()) <= 1.2 + 1e-5

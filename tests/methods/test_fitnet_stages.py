@@ -34,12 +34,7 @@ class Moved:
         self.before = now
 
 
-FUSED = "torch's fused SGD with momentum refuses a parameter whose first gradient comes later than others'"
-
-
-@pytest.mark.parametrize(
-    "momentum", [0.0, pytest.param(0.9, marks=pytest.mark.xfail(reason=FUSED, strict=False))]
-)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_hint_first_then_logits(momentum: float) -> None:
     generator = torch.Generator().manual_seed(0)
     inputs = torch.rand(32, 1, 8, 8, generator=generator)

@@ -250,7 +250,8 @@ def test_herding_gives_distinct_rows_whatever_their_lengths(seed: int, rows: int
     features = torch.randn(rows, 4, generator=generator, dtype=torch.float64)
     picked = herding_selection(features, count)
     assert len(picked) == min(rows, count) == len(set(picked.tolist()))
-    lengths = 2.0 ** torch.randint(-3, 4, (rows, 1), generator=generator)  # powers of two scale without rounding
+    # Powers of two scale without rounding.
+    lengths = 2.0 ** torch.randint(-3, 4, (rows, 1), generator=generator)
     assert torch.equal(herding_selection(lengths * features, count), picked)
 
 

@@ -44,8 +44,8 @@ def test_the_class_order_is_the_official_one() -> None:
 
 
 def test_steps() -> None:
-    assert class_steps(10, 5) == [range(0, 2), range(2, 4), range(4, 6), range(6, 8), range(8, 10)]
-    assert class_steps(10, 3, first=4) == [range(0, 4), range(4, 7), range(7, 10)]
+    assert class_steps(10, 5) == [range(2), range(2, 4), range(4, 6), range(6, 8), range(8, 10)]
+    assert class_steps(10, 3, first=4) == [range(4), range(4, 7), range(7, 10)]
     with pytest.raises(ValueError, match="do not divide into 3 equal steps"):
         class_steps(10, 3)
     assert exemplars_per_class(50, 6) == 8
@@ -121,7 +121,7 @@ def test_pycil_sets_what_it_stands_for() -> None:
 
 
 def test_out_of_range_is_refused() -> None:
-    with pytest.raises(RecipeError, match="method.0.temperature|method.temperature"):
+    with pytest.raises(RecipeError, match=r"temperature"):
         load_recipe(recipe(temperature=0))
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import probes
 import pytest
 import torch
 from training import assert_same, make_trainer, train
+
+import probes
 
 FSDP = ("InsideBlock", "ThroughTeacher", "TrainedTeacher")
 
@@ -49,7 +50,9 @@ def test_only_the_active_optimiser_moves() -> None:
     for step in range(4):
         before = {name: p.detach().clone() for name, p in trainer.parameters.items()}
         trainer.run(1)
-        changed = {name.split(".")[0] for name, p in trainer.parameters.items() if not torch.equal(p, before[name])}
+        changed = {
+            name.split(".")[0] for name, p in trainer.parameters.items() if not torch.equal(p, before[name])
+        }
         assert changed == ({"method"} if step % 2 else {"student"})
 
 
@@ -65,10 +68,14 @@ def test_gradients_reach_the_inputs_through_a_constant_teacher() -> None:
 
 def test_a_trained_teacher_learns_and_is_checkpointed(tmp_path: Any) -> None:
     trainer = make_trainer("TrainedTeacher")
-    before = {name: p.detach().clone() for name, p in trainer.parameters.items() if name.startswith("teachers.")}
+    before = {
+        name: p.detach().clone() for name, p in trainer.parameters.items() if name.startswith("teachers.")
+    }
     trainer.run(1)
     assert before
-    assert all(not torch.equal(trainer.parameters[name], value) for name, value in before.items() if "weight" in name)
+    assert all(
+        not torch.equal(trainer.parameters[name], value) for name, value in before.items() if "weight" in name
+    )
     from tutelage.engine.state import snapshot
 
     assert "teacher.teacher" in snapshot(trainer).tensors

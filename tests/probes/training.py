@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-import probes
 import torch
-from support import Losses, Net, rows, train_config
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+import probes
+from support import Losses, Net, rows, train_config
 from tutelage import catalogue
 from tutelage.engine.distributed import whole
 from tutelage.engine.loop import Trainer
@@ -27,7 +27,11 @@ def make_method(name: str, options: dict[str, Any]) -> Method:
 
 
 def make_trainer(
-    name: str, options: dict[str, Any] | None = None, sharding: str = "ddp", student: nn.Module | None = None, **changes: Any
+    name: str,
+    options: dict[str, Any] | None = None,
+    sharding: str = "ddp",
+    student: nn.Module | None = None,
+    **changes: Any,
 ) -> Trainer:
     method = make_method(name, options or {})
     source = rows()
@@ -48,7 +52,9 @@ def make_trainer(
     )
 
 
-def train(name: str, options: dict[str, Any] | None = None, sharding: str = "ddp", **changes: Any) -> dict[str, Any]:
+def train(
+    name: str, options: dict[str, Any] | None = None, sharding: str = "ddp", **changes: Any
+) -> dict[str, Any]:
     """Terms by step, over all ranks, and the final weights of all that was trained."""
     losses = Losses()
     trainer = make_trainer(name, options, sharding, **changes)
@@ -67,7 +73,12 @@ def assert_same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 1e-
     for step, (left, right) in enumerate(zip(one["losses"], two["losses"], strict=True)):
         assert left.keys() == right.keys()
         for term in left:
-            assert abs(left[term] - right[term]) <= tolerance * max(1.0, abs(left[term])), (step, term, left, right)
+            assert abs(left[term] - right[term]) <= tolerance * max(1.0, abs(left[term])), (
+                step,
+                term,
+                left,
+                right,
+            )
     for kind in ("weights", "buffers"):
         assert one[kind].keys() == two[kind].keys()
         for name, value in one[kind].items():
@@ -76,7 +87,7 @@ def assert_same(one: dict[str, Any], two: dict[str, Any], tolerance: float = 1e-
 
 def moved(result: dict[str, Any], start: dict[str, Tensor], prefix: str) -> bool:
     return any(
-        not torch.equal(value, start[name]) for name, value in result["weights"].items() if name.startswith(prefix)
+        not torch.equal(value, start[name])
+        for name, value in result["weights"].items()
+        if name.startswith(prefix)
     )
-
-

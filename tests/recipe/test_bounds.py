@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tutelage import catalogue
@@ -163,6 +163,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(FIELDS), VALUES)
 def test_whatever_the_schema_refuses_is_refused_by_name(field: tuple[str, str], value: Any) -> None:
     if not jsonschema.Draft202012Validator(field_schema(*field)).is_valid(value):

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tutelage import catalogue
 from tutelage.recipe import dump, load_recipe, parse_recipe
 from tutelage.recipe.text import read_yaml, write_yaml
 
+# The first draw of text makes a table of all characters; the two cores may be busy elsewhere.
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 # Surrogates are no text in UTF-8.
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
 TRICKY = st.sampled_from(
@@ -45,13 +47,15 @@ def optional(values: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dic
     return st.fixed_dictionaries({}, optional=values)
 
 
+NAMES = st.text("abcXYZ_", min_size=1, max_size=3)
+OPTIONS = st.dictionaries(WORDS, SCALARS, max_size=3)
 MODELS = st.builds(
     lambda required, more: required | more,
     st.fixed_dictionaries({"model": WORDS}),
     optional(
         {
             "weights": WORDS,
-            "options": st.dictionaries(WORDS, SCALARS, max_size=3),
+            "options": OPTIONS,
             "trust_remote_code": st.booleans(),
             "mean": st.lists(NUMBERS, min_size=2, max_size=2),
             "std": st.lists(PIXELS, min_size=2, max_size=2),
@@ -79,9 +83,7 @@ TRAIN = st.builds(
     st.fixed_dictionaries({"steps": st.integers(1)}),
     optional(
         {
-            "optimizer": optional(
-                {"lr": st.floats(1e-300, 100), "options": st.dictionaries(WORDS, SCALARS, max_size=2)}
-            ),
+            "optimizer": optional({"lr": st.floats(1e-300, 100), "options": OPTIONS}),
             "schedule": st.fixed_dictionaries(
                 {
                     "name": st.just("multistep"),
@@ -103,18 +105,13 @@ RECIPES = st.fixed_dictionaries(
         "train": TRAIN,
     },
     optional={
-        "teacher": st.none()
-        | TEACHERS
-        | st.dictionaries(
-            st.from_regex(r"[A-Za-z_]\w{0,5}", fullmatch=True).filter(str.isascii), TEACHERS, min_size=1
-        ),
-        "output": optional(
-            {"dir": WORDS, "trackers": st.lists(st.sampled_from(["wandb", "mlflow"]), max_size=2)}
-        ),
+        "teacher": st.none() | TEACHERS | st.dictionaries(NAMES, TEACHERS, min_size=1, max_size=2),
+        "output": optional({"dir": WORDS, "trackers": st.lists(st.sampled_from(["wandb", "mlflow"]))}),
     },
 )
 
 
+@PATIENT
 @given(RECIPES)
 def test_any_recipe_is_read_back_equal(values: dict[str, Any]) -> None:
     recipe = load_recipe(values)
@@ -144,6 +141,7 @@ JSON = st.recursive(
 )
 
 
+@PATIENT
 @given(JSON)
 def test_yaml_is_read_back_as_it_was_written(value: Any) -> None:
     assert repr(read_yaml(write_yaml(value))) == repr(value)

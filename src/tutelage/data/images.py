@@ -67,7 +67,7 @@ class ImageTable:
         Raises:
             DataError: an image that cannot be read, or has another size.
         """
-        decoded = torch.empty(len(ids), *wanted.shape, dtype=torch.uint8)
+        decoded = np.empty((len(ids), *wanted.shape), dtype=np.uint8)
         for position, (entry, row) in enumerate(zip(self._entries(ids), ids, strict=True)):
             pixels = _pixels(self._open(entry, row), wanted.mode, wanted.side)
             if pixels.shape != wanted.shape:
@@ -76,8 +76,8 @@ class ImageTable:
                     f"the first training row's is {wanted.width}×{wanted.height}; "
                     "set data.image_size to bring all to one size"
                 )
-            decoded[position] = torch.from_numpy(pixels)
-        return decoded
+            decoded[position] = pixels
+        return torch.from_numpy(decoded)
 
     def _entries(self, ids: Sequence[int]) -> list[dict[str, Any] | None]:
         found = self.rows[list(ids)].column(self.column).to_pylist() if len(ids) else []
@@ -148,7 +148,7 @@ def pixels_of(image: Image, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     pixels = np.asarray(image if image.mode == mode else image.convert(mode), dtype=np.uint8)
-    return pixels[None] if mode == "L" else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
 
 
 def _pixels(image: Image, mode: str, side: int | None) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -42,7 +42,7 @@ class Combined(Method):
                 )
         self.methods: Any = nn.ModuleList(methods)
         self.label_weight = label_weight
-        self.needs = merged([method.needs for method in methods])  # type: ignore[misc]
+        self.needs = merged([method.needs for method in methods])
 
     def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:
         taps = [method.taps(teacher, student) for method in self.methods]

@@ -50,11 +50,11 @@ class AllRanksBatchNorm(_BatchNorm):
     torch's SyncBatchNorm refuses CPU. Ranks may bring different numbers of rows.
     """
 
-    def _check_input_dim(self, input: Tensor) -> None:
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 (torch's own name)
         if input.dim() < 2:
             raise ValueError(f"BatchNorm wants [rows, channels, ...]; got shape {tuple(input.shape)}")
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name)
         self._check_input_dim(input)
         if not (self.training or self.running_mean is None) or world_size() == 1:
             return super().forward(input)

@@ -28,8 +28,8 @@ class Source(Protocol):
 
 
 class Sampler(Protocol):
-    """Which positions an epoch visits, in order: ``order(epoch)`` has ``len(self)`` entries and depends on the epoch and
-    on what ``state_dict`` holds, on nothing else."""
+    """Which positions an epoch visits, in order: ``order(epoch)`` has ``len(self)`` entries and depends on the epoch
+    and on what ``state_dict`` holds, on nothing else."""
 
     def __len__(self) -> int: ...
 
@@ -63,8 +63,8 @@ class ShuffleSampler:
 class Loader:
     """Steps of micro-batches for one rank.
 
-    A step's rows are cut into one contiguous share a rank and that into ``accumulate`` micro-batches, so that any number
-    of ranks and micro-batches sees the same step. Rows that do not fill a last step wait for the next epoch.
+    A step's rows are cut into one contiguous share a rank and that into ``accumulate`` micro-batches: any number of
+    ranks and micro-batches sees the same step. Rows that do not fill a last step wait for the next epoch.
 
     Raises:
         ValueError: fewer rows than a step needs, or a step that does not divide into ranks and micro-batches.

@@ -99,7 +99,7 @@ class Trainer:
         self.source, self.views = source, views or Views((), config.seed)
         self.validation, self.events = validation, Events(callbacks)
         if folder and runtime.sharding == "fsdp":
-            raise ValueError("checkpoints of sharded (fsdp) runs are not built yet; train with ddp, or without a folder")
+            raise ValueError("checkpoints of sharded (fsdp) runs are not built yet; use ddp, or no folder")
         self.checkpoints = CheckpointFolder(folder, config.checkpoint.keep) if folder else None
         self.progress = Progress()
         self.last: tuple[dict[str, Tensor], Tensor] = ({}, torch.zeros(()))
@@ -149,7 +149,12 @@ class Trainer:
         specs = self.method.optimizers()
         self.parameters = trained_names(self.whole)
         self.optimizers = build_optimizers(
-            self.parameters, specs, self.config.optimizer, self.config.schedule, self.total_steps
+            self.parameters,
+            specs,
+            self.config.optimizer,
+            self.config.schedule,
+            self.total_steps,
+            student=self.student.model,
         )
         find_unused = len(specs) > 1 or self.method.needs.dynamic
         ddp = self.runtime.sharding == "ddp"

@@ -1,4 +1,4 @@
-"""`Method`: one published way to distil, as the trainer sees it. A method's folder holds a subclass and its `Config`."""
+"""`Method`: one published way to distil, as the trainer sees it. A method's folder holds a subclass and its Config."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Paper:
 class OptimSpec:
     """One optimiser: the parameters whose names match a pattern, and options (none: the recipe's own).
 
-    Names are those of the trained whole: ``student.<path>``, ``method.<path>``, ``teachers.<name>.<path>``; patterns are
-    ``fnmatch``'s. The first spec that matches a parameter owns it.
+    Names are those of the trained whole: ``student.<path>``, ``method.<path>``, ``teachers.<name>.<path>``; patterns
+    are ``fnmatch``'s. The first spec that matches a parameter owns it.
     """
 
     patterns: tuple[str, ...]

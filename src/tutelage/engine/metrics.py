@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +50,7 @@ class MetricsLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(".tmp-metrics.jsonl")
         beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(beside, self.path)
+        beside.replace(self.path)
 
     def on_step_end(self, trainer: Trainer) -> None:
         if trainer.record:

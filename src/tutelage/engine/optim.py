@@ -218,10 +218,22 @@ def _build(
         )
     except (TypeError, ValueError, RuntimeError) as error:
         raise OptimError(f"optimizer {config.name!r} refuses its options: {error}") from error
+    _begin_momentum(optimizer)
     names = [name for members, _ in groups for name in members]
     optim = Optim(optimizer, build_schedule(optimizer, schedule, total_steps), names)
     optim.set_step(0)
     return optim
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Momentum of fused SGD begins at zero, which without dampening is what torch computes too: its kernel refuses a
+    parameter whose first gradient comes later than others'."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return
+    for group in optimizer.param_groups:
+        if group["fused"] and group["momentum"] and not group["dampening"]:
+            for parameter in group["params"]:
+                optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def _matches(name: str, spec: OptimSpec) -> bool:

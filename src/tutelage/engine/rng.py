@@ -1,4 +1,4 @@
-"""Random numbers. Before every step the global generators are seeded from (seed, rank, step): so an interrupted run goes
+"""Random numbers. Before every step the global generators are seeded from (seed, rank, step): an interrupted run goes
 on bit for bit with no generator state on disk, and Trainers side by side do not disturb one another."""
 
 from __future__ import annotations

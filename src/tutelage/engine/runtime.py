@@ -96,4 +96,4 @@ def _available(device: str) -> bool:
     module = getattr(torch, device, None)
     if device == "mps":
         return bool(torch.backends.mps.is_available())
-    return bool(module is not None and module.is_available())
+    return module is not None and bool(module.is_available())

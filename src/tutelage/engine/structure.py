@@ -13,7 +13,7 @@ from tutelage.engine.tracing import Call, Shape, TapInfo, Trace
 MANY = 5
 """Above so many members, stages are told apart by their resolution."""
 
-_PASSIVE = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
+_PASSIVE = ("Identity", "Drop", "Pool")
 
 
 def find_stages(seen: Trace) -> tuple[str, ...]:
@@ -133,11 +133,15 @@ def _segments(tree: _Tree, level: list[Call], head: str | None) -> list[Call]:
             open_segment = call.path != head
             if open_segment:
                 ends.append(call)
-        elif open_segment and call.given == ends[-1].given and not isinstance(call.module, _PASSIVE):
+        elif open_segment and call.given == ends[-1].given and not _passive(call.module):
             ends[-1] = call
         else:
             open_segment = False
     return ends
+
+
+def _passive(module: nn.Module) -> bool:
+    return any(word in type(module).__name__ for word in _PASSIVE)
 
 
 def _own_weights(module: nn.Module) -> int:

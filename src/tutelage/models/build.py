@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from tutelage.engine.rng import seeded
-from tutelage.models.built import BuiltModel, Channels
+from tutelage.models.built import BuiltModel, Channels, channels
 from tutelage.models.cifar import cifar_resnet
 from tutelage.models.digits import digits_net
 from tutelage.models.names import ModelError, parse_name
@@ -91,8 +91,7 @@ def _build_own(
     if weights is None:
         return module, None, None
     load_strict(module, weights)
-    mean, std = weights.card.get("mean"), weights.card.get("std")
-    return module, tuple(mean) if mean else None, tuple(std) if std else None
+    return module, channels(weights.card.get("mean")), channels(weights.card.get("std"))
 
 
 def _own_weights(config: ModelConfig) -> Weights | None:

@@ -9,6 +9,11 @@ from torch import nn
 Channels = tuple[float, ...] | None
 
 
+def channels(values: Any) -> Channels:
+    """Values by channel as they stand in a file; none where there are none."""
+    return tuple(float(value) for value in values) if values else None
+
+
 class BuiltModel(NamedTuple):
     """A model with its input normalisation.
 

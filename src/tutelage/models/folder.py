@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tutelage.models.build import PYTHON, build_model
-from tutelage.models.built import BuiltModel
+from tutelage.models.built import BuiltModel, channels
 from tutelage.models.names import ModelError, parse_name
 from tutelage.models.weights import CARD, FILE, Weights, find_weights, load_strict
 from tutelage.recipe.schema import ModelConfig
@@ -68,11 +68,10 @@ def load_model(folder: Path) -> BuiltModel:
             f"{folder} holds the weights of a module from Python, which cannot be built from a name; build it, then "
             f"safetensors.torch.load_model(module, {str(Path(folder) / FILE)!r})"
         )
-    mean, std = weights.card["mean"], weights.card["std"]
     return BuiltModel(
         _rebuild(description, weights),
-        tuple(mean) if mean else None,
-        tuple(std) if std else None,
+        channels(weights.card["mean"]),
+        channels(weights.card["std"]),
         description,
     )
 
@@ -84,8 +83,9 @@ def _write(built: BuiltModel, folder: Path) -> None:
 
         save_timm(built.module, folder, built.description, built.mean, built.std)
     elif family == "hf":
-        saving: Any = built.module
-        saving.save_pretrained(folder)
+        from tutelage.models.hf_models import save_hf
+
+        save_hf(built.module, folder)
     else:
         save_safetensors(built.module, str(folder / FILE))
 
@@ -104,7 +104,7 @@ def _rebuild(description: dict[str, Any], weights: Weights) -> nn.Module:
     if family == "hf":
         from tutelage.models.hf_models import load_hf
 
-        return load_hf(weights.file.parent, trust_remote_code=config.trust_remote_code)
+        return load_hf(weights, trust_remote_code=config.trust_remote_code)
     shape = tuple(description["input_shape"])
     module = build_model(config, outputs=description["outputs"], input_shape=shape).module
     load_strict(module, weights)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from safetensors.torch import load_file
 from torch import nn
 
-from tutelage.models.built import Channels
+from tutelage.models.built import Channels, channels
 from tutelage.models.names import ModelError, nearest
-from tutelage.models.weights import FILE, find_weights, load_strict
+from tutelage.models.weights import Weights, check_fit, find_weights
 from tutelage.recipe.schema import ModelConfig
 
 Parts = tuple[nn.Module, Channels, Channels]
@@ -28,30 +31,71 @@ def build_hf(config: ModelConfig, name: str, outputs: int | None, input_shape: t
     """
     library = _transformers()
     where: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    settings = _settings(library, name, config, outputs, input_shape, where)
+    # With weights from elsewhere the revision is theirs, not the configuration's.
+    own = where if config.weights in (None, "pretrained") else where | {"revision": None}
+    settings = _settings(library, name, config, outputs, input_shape, own)
     auto = _auto_class(library, name, settings)
     if config.weights is None:
         return auto.from_config(settings, trust_remote_code=config.trust_remote_code), None, None
     if config.weights == "pretrained" or config.weights.startswith("hub:"):
         source = name if config.weights == "pretrained" else config.weights.removeprefix("hub:")
         return _pretrained(library, auto, source, settings, where)
-    weights = find_weights(config.weights, None)
-    module = auto.from_config(settings, trust_remote_code=config.trust_remote_code)
-    load_strict(module, weights)
-    return module, weights.card.get("mean"), weights.card.get("std")
+    weights = find_weights(config.weights, config.revision)
+    module = _strictly(library, auto, settings, weights, config.trust_remote_code)
+    return module, channels(weights.card.get("mean")), channels(weights.card.get("std"))
 
 
-def load_hf(folder: Path, *, trust_remote_code: bool) -> nn.Module:
-    """A model that `save_pretrained` wrote."""
-    library = _transformers()
+def save_hf(module: Any, folder: Path) -> None:
+    """``config.json`` and ``model.safetensors``, as `save_pretrained` writes them."""
+    with _hushed(_transformers()):
+        module.save_pretrained(folder, max_shard_size="1TB")
+
+
+def load_hf(weights: Weights, *, trust_remote_code: bool) -> nn.Module:
+    """A model that `save_hf` wrote."""
+    library, folder = _transformers(), weights.file.parent
     settings = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    auto = _auto_class(library, str(folder), settings)
-    if not (folder / FILE).is_file() and not (folder / f"{FILE}.index.json").is_file():
-        raise ModelError(f"the folder {folder} holds no {FILE}")
-    module: nn.Module = auto.from_pretrained(
-        folder, config=settings, use_safetensors=True, trust_remote_code=trust_remote_code
+    return _strictly(
+        library, _auto_class(library, str(folder), settings), settings, weights, trust_remote_code
     )
-    return module
+
+
+def _strictly(
+    library: ModuleType, auto: Any, settings: Any, weights: Weights, trust_remote_code: bool
+) -> nn.Module:
+    """The weights of a file, every tensor in its place. transformers loads them: the names on disk may be older than
+    those of the modules."""
+    weights.shapes()
+    kind: Any = type(auto.from_config(settings, trust_remote_code=trust_remote_code))
+    with _hushed(library):
+        module, found = kind.from_pretrained(
+            None,
+            config=settings,
+            state_dict=load_file(weights.file),
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    wrong = [
+        f"{name} is {list(there)} there and {list(here)} here"
+        for name, there, here in found["mismatched_keys"]
+    ]
+    check_fit(weights.source, module, wrong, found["missing_keys"], found["unexpected_keys"])
+    return module  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _hushed(library: ModuleType) -> Iterator[None]:
+    """Run the block without transformers' progress bars and loading reports: what does not fit is an error here."""
+    logging = library.utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 def _transformers() -> ModuleType:
@@ -106,18 +150,25 @@ def _auto_class(library: ModuleType, name: str, settings: Any) -> Any:
 
 def _pretrained(library: ModuleType, auto: Any, source: str, settings: Any, where: dict[str, Any]) -> Parts:
     try:
-        # The head is made anew where the weights have other classes.
-        module = auto.from_pretrained(
-            source, config=settings, use_safetensors=True, ignore_mismatched_sizes=True, **where
-        )
+        with _hushed(library):
+            # The head is made anew where the weights have other classes, or none.
+            module, found = auto.from_pretrained(
+                source,
+                config=settings,
+                use_safetensors=True,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+                **where,
+            )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"weights of hf:{source} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if len(found["missing_keys"]) > len(module.state_dict()) / 2:
+        check_fit(f"hf:{source}", module, [], found["missing_keys"], found["unexpected_keys"])
     try:
-        found, _ = library.ImageProcessingMixin.get_image_processor_dict(source, revision=where["revision"])
+        images, _ = library.ImageProcessingMixin.get_image_processor_dict(source, revision=where["revision"])
     except OSError:
         return module, None, None
-    mean, std = found.get("image_mean"), found.get("image_std")
-    return module, tuple(mean) if mean else None, tuple(std) if std else None
+    return module, channels(images.get("image_mean")), channels(images.get("image_std"))
 
 
 def _side(input_shape: tuple[int, ...]) -> int | list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.models.built import Channels
+from tutelage.models.built import Channels, channels
 from tutelage.models.names import ModelError
 from tutelage.models.weights import Weights, find_weights, from_hub, load_strict
 from tutelage.recipe.schema import ModelConfig
@@ -42,7 +42,7 @@ def build_timm(config: ModelConfig, name: str, outputs: int | None, input_shape:
     weights = find_weights(config.weights, config.revision)
     module = _create(name, arguments, classes=outputs or _classes(card, weights))
     load_strict(module, weights)
-    return module, _channels(weights.card.get("mean")), _channels(weights.card.get("std"))
+    return module, channels(weights.card.get("mean")), channels(weights.card.get("std"))
 
 
 def save_timm(
@@ -98,7 +98,7 @@ def _from_hub(
     except (RuntimeError, KeyError) as error:
         raise ModelError(f"{weights.source} does not fit timm:{name}: {error}") from None
     used = dict(module.pretrained_cfg)  # type: ignore[arg-type]
-    return module, _channels(used.get("mean")), _channels(used.get("std"))
+    return module, channels(used.get("mean")), channels(used.get("std"))
 
 
 def _create(name: str, arguments: dict[str, Any], *, classes: int | None, **loading: Any) -> nn.Module:
@@ -133,7 +133,3 @@ def _image_size(card: Any, input_shape: tuple[int, ...]) -> dict[str, Any]:
 def _classes(card: Any, weights: Weights) -> int | None:
     names = (card.classifier,) if isinstance(card.classifier, str) else card.classifier or ()
     return next((rows for name in names if (rows := weights.rows(f"{name}.weight"))), None)
-
-
-def _channels(values: Any) -> Channels:
-    return tuple(float(value) for value in values) if values else None

@@ -114,13 +114,27 @@ def load_strict(module: nn.Module, weights: Weights) -> None:
         for name, shape in own.items()
         if name in given and given[name] != shape
     ]
-    if wrong:
-        raise ModelError(f"{weights.source} does not fit this {type(module).__name__}: {_some(wrong)}")
+    check_fit(weights.source, module, wrong)
     missing, unexpected = load_safetensors(module, weights.file, strict=False)
-    problems = [f"missing {_some(sorted(missing))}"] * bool(missing)
-    problems += [f"unexpected {_some(sorted(unexpected))}"] * bool(unexpected)
+    check_fit(weights.source, module, [], missing, unexpected)
+
+
+def check_fit(
+    source: str,
+    module: nn.Module,
+    wrong: Iterable[str],
+    missing: Iterable[str] = (),
+    unexpected: Iterable[str] = (),
+) -> None:
+    """Refuse weights that do not fit.
+
+    Raises:
+        ModelError: there are names in any of the lists.
+    """
+    lists = {"": wrong, "missing ": missing, "unexpected ": unexpected}
+    problems = [word + _some(sorted(names)) for word, names in lists.items() if list(names)]
     if problems:
-        raise ModelError(f"{weights.source} does not fit this {type(module).__name__}: {'; '.join(problems)}")
+        raise ModelError(f"{source} does not fit this {type(module).__name__}: {'; '.join(problems)}")
 
 
 _ALLOWED = "give `pretrained`, `hub:NAME`, a .safetensors file or a run's student folder"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,8 +88,8 @@ class Run:
         validation: Validation | None = None,
         callbacks: Iterable[object] = (),
     ) -> Trainer:
-        """A Trainer with a checkpoint folder of its own, gone on with where it stopped. ``config`` changes fields of the
-        recipe's ``train``; seeds differ by ``name``."""
+        """A Trainer with a checkpoint folder of its own, gone on with where it stopped. ``config`` changes fields of
+        the recipe's ``train``; seeds differ by ``name``."""
         train = self.recipe.train
         changes = dict(config or {}) | {"seed": derive_seed(self.seed, name) % 2**31}
         train = type(train).model_validate(train.model_dump() | changes)
@@ -187,7 +186,7 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     beside = path.with_suffix(".tmp")
     if tensors:
         save_file(tensors, beside)
-        os.replace(beside, path.with_suffix(".safetensors"))
+        beside.replace(path.with_suffix(".safetensors"))
     plain = {name: item for name, item in value.items() if not isinstance(item, Tensor)}
     beside.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
-    os.replace(beside, path)
+    beside.replace(path)

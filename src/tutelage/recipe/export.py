@@ -45,7 +45,8 @@ def json_schema() -> Json:
 
 
 def schema_for(model: type[Config], values: Mapping[str, Any]) -> Json:
-    """JSON Schema of a model; of a recipe with the options of the very methods that its values name. Do not change it."""
+    """JSON Schema of a model; of a recipe with the options of the very methods that its values name. It is cached: not
+    to be changed."""
     if not issubclass(model, Recipe):
         return _schema_of(model)
     given = values.get("method")

@@ -10,7 +10,7 @@ from tutelage.report.records import Arm, Comparison
 
 
 def figures_section(comparison: Comparison, styles: dict[str, Style]) -> Section:
-    """Intervals by method, metric against training time, validation curves; without methods that have no finished run."""
+    """Intervals by method, metric against training time, validation curves: of methods that have a finished run."""
     drawn = [_drawn(arm, arm.mean, styles) for arm in comparison.ranked if arm.mean is not None]
     if not drawn:
         return Section("Figures", [Notice("No run has finished, so there is nothing to draw.")])

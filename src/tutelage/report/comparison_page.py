@@ -134,6 +134,8 @@ def _notices(comparison: Comparison) -> list[Notice]:
     done = [entry for entry in comparison.entries if entry.status == "done"]
     away = sum(entry.run is None for entry in done)
     if away:
-        text = f"The folders of {away} of {len(done)} finished runs are not here: their results are, their curves are not."
+        text = (
+            f"The folders of {away} of {len(done)} finished runs are not here, so their curves are missing."
+        )
         notices.append(Notice(text))
     return notices

@@ -1,4 +1,4 @@
-"""What was read of a run or a comparison. Values are the JSON's own, unchecked: readers take what has the right type."""
+"""What was read of a run or a comparison. Values are the JSON's own: readers take what has the right type."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def _plotly() -> str:
 
 
 def _script(source: str) -> str:
-    """A script that may stand inside a script element: newlines as the parser leaves them, nothing that ends it early."""
+    """A script as it may stand in a script element: newlines as a parser leaves them, nothing that ends it early."""
     unix = source.replace("\r\n", "\n").replace("\r", "\n")
     return re.sub(r"</(?=script)", r"<\\/", unix, flags=re.IGNORECASE).replace("<!--", "<\\!--")
 

@@ -25,8 +25,8 @@ SAME = 0.01
 
 
 def primary_metric(result: dict[str, Any]) -> str | None:
-    """The metric that a run is judged by: the one that chose its best checkpoint, unless that is the loss; else accuracy,
-    else its first."""
+    """The metric that a run is judged by: the one that chose its best checkpoint (unless that is the loss), else
+    accuracy, else its first."""
     best = str(mapping(result.get("best")).get("metric")).removeprefix("loss")
     for split in ("test", "validation"):
         metrics = mapping(result.get(split))
@@ -151,18 +151,15 @@ class Gain:
         mean, low, high, p = (number(difference.get(key)) for key in ("mean", "low", "high", "p"))
         if higher_is_better:
             return cls(mean, low, high, p)
-        return cls(*(None if value is None else -value for value in (mean, high, low)), p)
+        turned = [None if value is None else -value for value in (mean, high, low)]
+        return cls(turned[0], turned[1], turned[2], p)
 
     @property
     def tone(self) -> Tone:
         """Good or bad where the interval leaves out 0."""
-        return (
-            "good"
-            if self.low is not None and self.low > 0
-            else "bad"
-            if self.high is not None and self.high < 0
-            else ""
-        )
+        if self.low is not None and self.low > 0:
+            return "good"
+        return "bad" if self.high is not None and self.high < 0 else ""
 
 
 def comparison_verdict(comparison: Comparison) -> str:

@@ -48,10 +48,12 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
 def _parts(records: Sequence[Run | Comparison]) -> list[Part]:
     runs = [record for record in records if isinstance(record, Run)]
     parts = [comparison_part(record) for record in records if isinstance(record, Comparison)]
+    if len(records) == 1:
+        return parts or [run_part(runs[0])]
     if len(runs) > 1:
         parts.append(overview_part(runs, detailed=DETAILED))
-        names = run_names(runs) if len(runs) > 1 else [None]
-    return [*parts, *(run_part(run, name) for run, name in list(zip(runs, names, strict=False))[:DETAILED])]
+    named = zip(runs[:DETAILED], run_names(runs), strict=False)
+    return [*parts, *(run_part(run, name) for run, name in named)]
 
 
 def _nearest(folders: Sequence[Path]) -> Path:

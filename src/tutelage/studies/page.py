@@ -147,7 +147,8 @@ def _plain(value: float | None, *, signed: bool = False) -> str:
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.4f}"
+    text = f"{value:+.4f}"
+    return text if float(text) else text.lstrip("+-")
 
 
 def _range(interval: Sequence[float] | None, *, signed: bool = False) -> str:

@@ -6,7 +6,6 @@ from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import binary_calibration_error
 
 from tutelage.engine.types import Batch, Outputs
 from tutelage.tasks.metrics import RowMetric, Values, mean
@@ -124,6 +123,8 @@ def _confidences(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Val
 
 
 def _calibration_error(confidence: Tensor, hit: Tensor) -> Tensor:
+    from torchmetrics.functional.classification import binary_calibration_error  # seconds to import
+
     # The top class's confidence against whether it is right is the binary form: one number a row, not one a class.
     return binary_calibration_error(confidence, hit.long(), n_bins=_BINS, norm="l1", validate_args=False)
 

@@ -7,11 +7,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from torch.nn import functional
-from torchmetrics.functional.classification import (
-    multilabel_accuracy,
-    multilabel_average_precision,
-    multilabel_f1_score,
-)
 
 from tutelage.engine.types import Batch, Outputs
 from tutelage.tasks.metrics import RowMetric, Values, mean
@@ -63,12 +58,8 @@ class Multilabel(Task):
             return RowMetric(_agreements, mean, teacher=True)
         reductions = {
             "average_precision": self._average_precision,
-            "f1": lambda scores, target: multilabel_f1_score(
-                scores, target, self.outputs, validate_args=False
-            ),
-            "accuracy": lambda scores, target: multilabel_accuracy(
-                scores, target, self.outputs, validate_args=False
-            ),
+            "f1": self._f1,
+            "accuracy": self._accuracy,
         }
         return RowMetric(self._scores, reductions[name])
 
@@ -76,12 +67,25 @@ class Multilabel(Task):
         logits, target = self.masked(outputs, batch)
         return logits.sigmoid(), target > 0.5
 
+    # torchmetrics takes seconds to import, so that waits until a metric is computed.
     def _average_precision(self, scores: Tensor, target: Tensor) -> Tensor:
-        target = target.long()
-        by_label = multilabel_average_precision(
-            scores, target, self.outputs, average="none", validate_args=False
-        )
-        return by_label[target.any(0)].mean()
+        from torchmetrics.functional.classification import multilabel_average_precision
+
+        occurs = target.any(0)
+        if not bool(occurs.any()):
+            return torch.tensor(torch.nan)
+        scores, target = scores[:, occurs], target[:, occurs].long()
+        return multilabel_average_precision(scores, target, target.shape[1], validate_args=False)
+
+    def _f1(self, scores: Tensor, target: Tensor) -> Tensor:
+        from torchmetrics.functional.classification import multilabel_f1_score
+
+        return multilabel_f1_score(scores, target, self.outputs, validate_args=False)
+
+    def _accuracy(self, scores: Tensor, target: Tensor) -> Tensor:
+        from torchmetrics.functional.classification import multilabel_accuracy
+
+        return multilabel_accuracy(scores, target, self.outputs, validate_args=False)
 
 
 def _agreements(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Values:

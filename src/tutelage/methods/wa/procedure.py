@@ -27,7 +27,7 @@ from tutelage.functional import (
     herding_selection,
     incremental_accuracy,
     old_to_new_rate,
-    wa_loss,
+    wa_distillation_loss,
     weight_align,
 )
 from tutelage.procedures.procedure import Artifacts, Procedure, Table
@@ -130,13 +130,13 @@ class _Stage(Method):
 
     def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:
         label = ctx.label_loss(student, batch)
-        if teacher is None or batch.target is None:
+        if teacher is None:
             return {"label": label}
-        parts = wa_loss(student.logits, batch.target, teacher.logits, temperature=self.config.temperature)
+        soft = wa_distillation_loss(student.logits, teacher.logits, temperature=self.config.temperature)
         if self.config.variant == "pycil":
-            return {"label": label, "kd": Term(2 * parts.distillation)}
+            return {"label": label, "kd": Term(2 * soft)}
         share = self.old_classes / student.logits.shape[1]
-        return {"label": Term((1 - share) * label.mean), "kd": Term(share * parts.distillation)}
+        return {"label": Term((1 - share) * label.mean), "kd": Term(share * soft)}
 
     def after_step(self, ctx: Step) -> None:
         if self.config.clip_weights:
@@ -190,7 +190,7 @@ class _Work:
 
     def step(self, t: int, group: range, *, last: bool) -> None:
         """Train on a group of classes and the memory, align, measure, and choose what to remember."""
-        config, old = self.config, group.start
+        old = group.start
         model = self._grow(t, group.stop)
         own = rows_of(self.targets, group)
         kept = [row for rows in self.memory.values() for row in rows]

@@ -1,0 +1,90 @@
+"""Errors on the command line: one short message, an exit code of its own, or a traceback where nobody foresaw it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typed import tutelage
+
+from tutelage.cli.failures import exit_code
+
+
+def test_a_wrong_recipe_is_two_with_every_error_and_no_traceback(runs: Any) -> None:
+    done = tutelage("run", "digits", "method=nkdd", "train.epoch=3")
+    assert done.exit_code == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: digits: 2 errors")
+    assert "did you mean `nkd`" in done.stderr
+    assert "did you mean epochs?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not runs.distill.calls
+
+
+@pytest.mark.parametrize(
+    "words", [["--debug", "run", "nope"], ["run", "nope", "--debug"], ["run", "--debug", "nope"]]
+)
+def test_debug_shows_the_traceback_wherever_it_stands(words: list[str]) -> None:
+    done = tutelage(*words)
+    assert done.exit_code == 2
+    assert "Traceback" in done.stderr
+    assert "error: nope" in done.stderr
+
+
+def ours(error: Exception) -> Exception:
+    """The error as if a line of the package had raised it."""
+    try:
+        exec("raise error", {"__name__": "tutelage.somewhere", "error": error})
+    except Exception as raised:
+        return raised
+    raise AssertionError
+
+
+def kinds() -> dict[str, tuple[Exception, int | None]]:
+    from tutelage.engine.interrupt import Interrupted
+    from tutelage.engine.needs import PairingError
+    from tutelage.runs.folder import FolderError
+
+    return {
+        "pairing": (PairingError("unfit"), 3),
+        "folder": (FolderError("taken"), 2),
+        "ctrl-c": (Interrupted(2, 10), 130),
+        "sigterm": (Interrupted(15, 10), 143),
+        "wrong value": (ours(ValueError("labels out of range")), 2),
+        "no run": (ours(FileNotFoundError("holds no run")), 2),
+        "failed": (ours(RuntimeError("diverged")), 1),
+        "disk": (OSError("disk full"), 1),
+        "permission": (PermissionError("no permission"), 1),
+        "extra": (ModuleNotFoundError("needs transformers: pip install 'tutelage[llm]'"), 1),
+        "unforeseen value": (ValueError("too many values to unpack"), None),
+        "unforeseen": (ours(KeyError("x")), None),
+        "missing module": (ours(ModuleNotFoundError("No module named 'x'")), None),
+    }
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_each_error_has_its_exit_code(kind: str, runs: Any) -> None:
+    error, code = kinds()[kind]
+    assert exit_code(error) == code
+    runs.distill.outcome = error
+    done = tutelage("run", "digits")
+    if code is None:
+        assert done.exception is error
+    else:
+        assert done.exit_code == code
+        assert done.stderr.splitlines()[-1] == f"{'stopped' if code > 128 else 'error'}: {error}"
+        assert done.stdout == "chatter from deep inside\n"
+
+
+def test_an_unforeseen_error_keeps_its_traceback() -> None:
+    code = (
+        "import sys; sys.argv = ['tutelage', 'recipes']; import tutelage.recipe as r\n"
+        "def broken(): raise KeyError('surprise')\n"
+        "r.shipped = broken\nfrom tutelage.cli import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+    assert "surprise" in done.stderr

@@ -1,0 +1,69 @@
+"""Cost of a model, counted by hand."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from tutelage.engine.compile import compile_regions
+from tutelage.models import profile_model
+
+
+def test_parameters_and_operations_of_one_row() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 5, 7))
+    cost = profile_model(model, torch.randn(16, 3, 6, 5))
+    assert cost.parameters == 4 * 3 * 9 + 4 + 120 * 7 + 7
+    assert cost.flops == 2 * (6 * 5 * 4 * 3 * 9 + 120 * 7)
+    assert cost.latency_ms > 0
+
+
+def test_shared_parameters_count_once() -> None:
+    layer = nn.Linear(3, 3)
+    cost = profile_model(nn.Sequential(layer, layer), torch.randn(1, 3))
+    assert cost.parameters == 12
+    assert cost.flops == 2 * 2 * 9
+
+
+def test_latency_is_that_of_a_forward_and_the_model_stays_as_it_was() -> None:
+    class Slow(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.rows = nn.BatchNorm1d(3), set[int]()
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.rows.add(len(x))
+            time.sleep(0.02)
+            return self.norm(x)
+
+    model = Slow()
+    cost = profile_model(model, torch.randn(4, 3))
+    assert 20 <= cost.latency_ms < 40
+    assert model.rows == {1}
+    assert model.training
+    assert model.norm.num_batches_tracked == 0
+
+
+def test_a_compiled_model_is_measured_as_it_ships() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    plain = profile_model(model, torch.randn(1, 3))
+
+    def refuse(*_: object) -> object:
+        raise AssertionError("compiled")
+
+    compile_regions(model, (), refuse)
+    assert profile_model(model, torch.randn(1, 3)).flops == plain.flops > 0
+    assert "forward" in model.__dict__
+
+
+def test_keyword_inputs() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(3, 2)
+
+        def forward(self, left: Tensor, right: Tensor) -> Tensor:
+            return self.fc(left + right)
+
+    assert profile_model(Model(), {"left": torch.randn(2, 3), "right": torch.randn(2, 3)}).flops == 12

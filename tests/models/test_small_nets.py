@@ -1,0 +1,65 @@
+"""The nets of our own: parameter counts, shapes, names that can be tapped."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tutelage.engine.spec import ModelSpec
+from tutelage.models import ModelError, build_model
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "last"),
+    [("resnet20", 0.28, 64), ("resnet56", 0.86, 64), ("resnet8x4", 1.23, 256), ("resnet32x4", 7.43, 256)],
+)
+def test_cifar_resnets(name: str, millions: float, last: int) -> None:
+    built = build_model(f"cifar:{name}", outputs=100, input_shape=(3, 32, 32))
+    count = sum(parameter.numel() for parameter in built.module.parameters())
+    assert round(count / 1e6, 2) == millions
+    spec = ModelSpec.of(name, built.module, torch.randn(2, 3, 32, 32))
+    assert (spec.outputs, spec.head, spec.stages()) == (100, "head", ("layer1", "layer2", "layer3"))
+    assert spec.shape("layer3") == (last, 8, 8)
+    assert spec.shape("layer1")[1:] == (32, 32)
+    assert (built.mean, built.std) == (None, None)
+
+
+def test_cifar_resnet_takes_other_images() -> None:
+    built = build_model("cifar:resnet8x4", outputs=3, input_shape=(1, 20, 24))
+    assert built.module(torch.randn(2, 1, 20, 24)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "stages", "shapes", "parameters"),
+    [
+        ("mlp-16", ("layer1",), [(16,)], 64 * 16 + 16 + 16 * 10 + 10),
+        ("mlp-64-8", ("layer1", "layer2"), [(64,), (8,)], 64 * 64 + 64 + 64 * 8 + 8 + 8 * 10 + 10),
+        ("cnn-4-8-16", ("layer1", "layer2", "layer3"), [(4, 8, 8), (8, 4, 4), (16, 2, 2)], None),
+        (
+            "cnn-2-3-4-5-6-7",
+            ("layer1", "layer2", "layer3", "layer6"),
+            [(2, 8, 8), (3, 4, 4), (4, 2, 2), (7, 1, 1)],
+            None,
+        ),
+    ],
+)
+def test_digits_nets(
+    name: str, stages: tuple[str, ...], shapes: list[tuple[int, ...]], parameters: int | None
+) -> None:
+    module = build_model(f"digits:{name}", outputs=10, input_shape=(1, 8, 8)).module
+    spec = ModelSpec.of(name, module, torch.randn(2, 1, 8, 8))
+    assert (spec.stages(), spec.head, spec.outputs) == (stages, "head", 10)
+    assert [spec.shape(path) for path in stages] == shapes
+    if parameters is not None:
+        assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+
+
+def test_an_mlp_takes_rows_of_numbers_and_a_cnn_does_not() -> None:
+    assert build_model("digits:mlp-4", outputs=2, input_shape=(13,)).module(torch.randn(3, 13)).shape == (
+        3,
+        2,
+    )
+    with pytest.raises(ModelError, match=r"takes images \[channels, height, width\]; this data gives \[13\]"):
+        build_model("digits:cnn-4", outputs=2, input_shape=(13,))
+    with pytest.raises(ModelError, match="takes images"):
+        build_model("cifar:resnet20", outputs=2, input_shape=(13,))
