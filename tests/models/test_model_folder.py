@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from tutelage.engine.taps import Tapped
@@ -59,18 +59,20 @@ def test_timm_loads_it_without_us(
     built = trained(name, options, shape)
     save_model(built, tmp_path / "student")
     x = torch.randn(2, *shape)
-    torch.save(x, tmp_path / "x.pt")
+    save_file({"x": x}, tmp_path / "x.safetensors")
     code = (
-        "import sys, timm, torch\n"
+        "import sys, timm\n"
+        "from safetensors.torch import load_file, save_file\n"
+        f"x = load_file({str(tmp_path / 'x.safetensors')!r})['x']\n"
         f"model = timm.create_model({'local-dir:' + str(tmp_path / 'student')!r}, pretrained=True).eval()\n"
-        f"torch.save(model(torch.load({str(tmp_path / 'x.pt')!r})), {str(tmp_path / 'y.pt')!r})\n"
+        f"save_file({{'y': model(x).detach()}}, {str(tmp_path / 'y.safetensors')!r})\n"
         "assert 'tutelage' not in sys.modules\n"
         "print(list(model.pretrained_cfg['mean']), list(model.pretrained_cfg['input_size']))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == f"{list(built.mean or ())} {list(shape)}"
-    torch.testing.assert_close(torch.load(tmp_path / "y.pt"), built.module.eval()(x))
+    torch.testing.assert_close(load_file(tmp_path / "y.safetensors")["y"], built.module.eval()(x))
 
 
 def test_transformers_loads_it_without_us(tmp_path: Path) -> None:

@@ -76,3 +76,18 @@ def test_a_skip_around_the_cut_is_refused() -> None:
 def test_an_unknown_path_lists_the_near_ones() -> None:
     with pytest.raises(TapError, match="near: second"):
         split(Around(), "secnod", torch.randn(3, 4))
+
+
+def test_a_start_that_would_learn_from_zeros_is_refused() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Linear(4, 4), nn.BatchNorm1d(4)
+            self.blocks = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+            self.positions, self.head = nn.Parameter(torch.ones(4)), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.blocks(self.norm(self.stem(x)) + self.positions))
+
+    with pytest.raises(ModelError, match="norm below the cut would take its statistics from zeros"):
+        split(Positions(), "blocks.0", torch.randn(3, 4))

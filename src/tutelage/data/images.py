@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,7 +91,8 @@ class ImageTable:
         if entry is None or (entry["bytes"] is None and entry["path"] is None):
             raise DataError(f"the image of row {row} of split {self.split!r} is missing")
         try:
-            image = Image.open(entry["path"] if entry["bytes"] is None else io.BytesIO(entry["bytes"]))
+            encoded = Path(entry["path"]).read_bytes() if entry["bytes"] is None else entry["bytes"]
+            image = Image.open(io.BytesIO(encoded))
             image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             place = f" ({entry['path']})" if entry["path"] else ""

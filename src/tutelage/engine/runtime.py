@@ -41,7 +41,8 @@ class Runtime:
         self.precision = precision
         if precision == "fp16" and self.device.type == "cpu":
             raise ValueError("train.precision fp16 needs an accelerator; on cpu use bf16 or fp32")
-        self.rank, self.world = self._launch.process_index, self._launch.num_processes
+        self.rank: int = self._launch.process_index
+        self.world: int = self._launch.num_processes
         self.sharding: Literal["single", "ddp", "fsdp"] = "single" if self.world == 1 else sharding
 
     @property

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tutelage.engine.taps import TapError, Tapped, list_taps
 from tutelage.engine.tracing import quiet
@@ -66,6 +67,10 @@ def split(module: nn.Module, path: str, inputs: Tensor) -> tuple[Lower, Upper]:
     before = set(order[: order.index(path) + 1])
     reasons: list[str] = []
     for stem in (None, tuple(inputs.shape[1:])):
+        moving = _statistics_below(module, path, before) if stem is not None else None
+        if moving is not None:
+            reasons.append(f"{moving} below the cut would take its statistics from zeros")
+            continue
         upper = Upper(_passed_over(module, path, before, keep_start=stem is not None), path, stem)
         try:
             with quiet(module), quiet(upper):
@@ -79,6 +84,16 @@ def split(module: nn.Module, path: str, inputs: Tensor) -> tuple[Lower, Upper]:
     raise ModelError(
         f"{type(module).__name__} cannot be split at {path!r}: {'; '.join(dict.fromkeys(reasons))}"
     )
+
+
+def _statistics_below(module: nn.Module, path: str, before: set[str]) -> str | None:
+    """A module below the cut whose buffers move in training; blocks beside ``path`` are passed over and do not count."""
+    beside = path.rpartition(".")[0]
+    for name, child in module.named_modules():
+        kept = name in before and not (beside and name.startswith(f"{beside}."))
+        if kept and isinstance(child, _BatchNorm):
+            return name
+    return None
 
 
 class _Pass(nn.Module):

@@ -22,7 +22,18 @@ LABELS = {
     "r2": "R²",
     "f1": "F1",
 }
-SHARES = {"accuracy", "top5", "calibration_error", "agreement", "f1", "precision", "recall", "rate", "share"}
+SHARES = {
+    "accuracy",
+    "top5",
+    "calibration_error",
+    "agreement",
+    "f1",
+    "precision",
+    "recall",
+    "rate",
+    "share",
+    "forgetting",
+}
 ERRORS = {"loss", "error", "mse", "mae", "rmse", "forgetting", "perplexity"}
 _RAISED = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 _GROUPED = re.compile(r"^(?P<base>[^\[\]]+)\[(?P<group>.+)\]$", re.DOTALL)
@@ -177,7 +188,12 @@ def lower_is_better(metric: str) -> bool:
 
 
 def metric_value(metric: str, value: object, digits: int = 2) -> str:
-    return percent(value, digits) if is_share(metric) else plain(value)
+    if is_share(metric):
+        return percent(value, digits)
+    amount = number(value)
+    if amount is None or amount == 0 or not 1e-4 <= abs(amount) < 1e4:
+        return plain(value)
+    return signed(f"{amount:#.4g}".rstrip("."))
 
 
 def metric_difference(metric: str, value: object, digits: int = 2) -> str:

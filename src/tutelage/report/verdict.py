@@ -101,7 +101,7 @@ def main_teacher(result: dict[str, Any]) -> tuple[str | None, dict[str, Any]]:
 def _costs(result: dict[str, Any]) -> str:
     name, teacher = main_teacher(result)
     if name is None:
-        return "It learnt without a teacher."
+        return "It had no outside teacher."
     return cost_sentence("it", mapping(result.get("student")), teacher)
 
 

@@ -1,0 +1,257 @@
+"""From a recipe to the objects of a run: data, task, models, teachers, method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tutelage import catalogue
+from tutelage.data import Data, open_data
+from tutelage.engine.combine import Combined
+from tutelage.engine.evaluate import evaluate
+from tutelage.engine.loading import Source
+from tutelage.engine.loop import Trainer
+from tutelage.engine.method import Method
+from tutelage.engine.needs import PairingError, Setting, check_pairing
+from tutelage.engine.rng import derive_seed
+from tutelage.engine.runtime import Runtime
+from tutelage.engine.types import Batch, Outputs
+from tutelage.engine.validation import Validation
+from tutelage.engine.views import Views, to_float
+from tutelage.models import BuiltModel, build_model
+from tutelage.procedures.procedure import Procedure
+from tutelage.procedures.run import Run
+from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
+from tutelage.runs.teachers import TeacherModel, teacher_model
+from tutelage.tasks import Task, build_task
+from tutelage.teachers.local import LocalTeacher
+
+
+@dataclass
+class Assembly:
+    """Everything a run is made of, before anything is written."""
+
+    recipe: Recipe
+    runtime: Runtime
+    data: Data
+    task: Task
+    student: BuiltModel
+    teachers: dict[str, LocalTeacher]
+    teacher_models: dict[str, TeacherModel]
+    method: Method | Procedure
+
+    @property
+    def name(self) -> str:
+        return "+".join(method.name for method in self.recipe.method)
+
+    @property
+    def loaders(self) -> dict[str, Source]:
+        """Sources that a method may ask for by name."""
+        found = {"train": self.data.train, "validation": self.data.validation}
+        return {name: source for name, source in found.items() if source is not None}
+
+    def trainer(self, folder: Path | None, callbacks: tuple[object, ...] = ()) -> Trainer:
+        """The Trainer of a method that is one loop."""
+        if not isinstance(self.method, Method):
+            raise TypeError(f"`{self.name}` is a procedure; it makes Trainers of its own")
+        recipe = self.recipe
+        return Trainer(
+            self.runtime,
+            self.student.module,
+            self.method,
+            self.task,
+            self.data.train,
+            recipe.train,
+            teachers=self.teachers,
+            views=Views(recipe.data.views, recipe.train.seed),
+            loaders=self.loaders,
+            workers=recipe.data.workers,
+            mean=self.student.mean,
+            std=self.student.std,
+            validation=self._validation(),
+            folder=folder,
+            callbacks=callbacks,
+        )
+
+    def procedure_run(
+        self, folder: Path | None, *, show_progress: bool, callbacks: tuple[object, ...] = ()
+    ) -> Run:
+        """The workplace of a procedure."""
+        recipe = self.recipe
+
+        def new_student(outputs: int) -> nn.Module:
+            built = build_model(
+                recipe.student,
+                outputs=outputs,
+                input_shape=self.data.info.input_shape,
+                seed=derive_seed(recipe.train.seed, "student"),
+            )
+            return built.module
+
+        return Run(
+            recipe,
+            self.runtime,
+            self.data,
+            self.task,
+            new_student,
+            teachers=self.teachers,
+            mean=self.student.mean,
+            std=self.student.std,
+            folder=folder,
+            show_progress=show_progress,
+            callbacks=callbacks,
+        )
+
+    def _validation(self) -> Validation | None:
+        best = self.best_metric()
+        if best is None:
+            return None
+        return Validation(
+            lambda trainer: self.evaluate(trainer.predict, self.data.validation),
+            self.recipe.evaluation.every,
+            (best, self.task.higher_is_better[best]),
+        )
+
+    def best_metric(self) -> str | None:
+        """The validation metric that says which checkpoint is best; none without validation data."""
+        if self.data.validation is None:
+            return None
+        return self.recipe.evaluation.best or next(iter(self.task.higher_is_better))
+
+    def evaluate(self, student: Any, source: Source | None, teacher: Any = None) -> dict[str, float]:
+        """Metrics on a source, by the recipe's ``evaluation``; nothing where there is no source."""
+        if source is None:
+            return {}
+        options = self.recipe.evaluation
+        return evaluate(
+            student,
+            source,
+            self.task,
+            names=options.metrics,
+            group_by=options.group_by,
+            batch_size=options.batch_size,
+            device=self.runtime.device,
+            rank=self.runtime.rank,
+            world=self.runtime.world,
+            teacher=teacher,
+        )
+
+
+def assemble(
+    recipe: Recipe, *, student: nn.Module | None = None, data: Data | None = None, dry: bool = False
+) -> Assembly:
+    """Build everything that a recipe names. ``dry``: a teacher that would be trained first gets random weights.
+
+    Raises:
+        PairingError: method, teachers, data and launch do not fit together; every reason at once.
+        ValueError: a model, a data set or a setting that cannot be used.
+    """
+    runtime = Runtime(recipe.train.device, recipe.train.precision)
+    if data is None:
+        with runtime.main_first():
+            data = open_data(recipe.data, recipe.task)
+    task = build_task(recipe.task, data.info.outputs, label_smoothing=recipe.train.label_smoothing)
+    built = build_model(
+        student if student is not None else recipe.student,
+        outputs=data.info.outputs,
+        input_shape=data.info.input_shape,
+        seed=derive_seed(recipe.train.seed, "student"),
+    )
+    built = normalised(built, recipe.student, data)
+    example = to_float(data.train.fetch(list(range(min(2, len(data.train))))))
+    models = {
+        name: teacher_model(config, data, recipe, dry=dry) for name, config in teacher_configs(recipe).items()
+    }
+    teachers = {
+        name: LocalTeacher(
+            name, model.built.module, example.inputs, mean=model.built.mean, std=model.built.std
+        )
+        for name, model in models.items()
+    }
+    for teacher in teachers.values():
+        teacher.held.to(runtime.device)
+    method = build_method(recipe)
+    _check(recipe, method, teachers, data, runtime)
+    if method.needs.teacher != "trained":
+        for teacher in teachers.values():
+            teacher.freeze()
+    return Assembly(recipe, runtime, data, task, built, teachers, models, method)
+
+
+def build_method(recipe: Recipe) -> Method | Procedure:
+    """The recipe's method, or its methods as one.
+
+    Raises:
+        PairingError: methods that cannot be combined.
+    """
+    methods: list[Method | Procedure] = [catalogue.load(config.name)(config) for config in recipe.method]
+    if len(methods) == 1:
+        return methods[0]
+    loops = [method for method in methods if isinstance(method, Method)]
+    if len(loops) != len(methods):
+        names = ", ".join(
+            config.name for config, m in zip(recipe.method, methods, strict=True) if m not in loops
+        )
+        raise PairingError(f"{names} cannot be combined: a procedure runs alone")
+    return Combined(loops, recipe.train.label_weight)
+
+
+def teacher_configs(recipe: Recipe) -> Mapping[str, TeacherConfig]:
+    if recipe.teacher is None:
+        return {}
+    return {"teacher": recipe.teacher} if isinstance(recipe.teacher, TeacherConfig) else recipe.teacher
+
+
+def normalised(built: BuiltModel, config: ModelConfig, data: Data) -> BuiltModel:
+    """Input normalisation: what the recipe says, else the weights' own, else the data's."""
+    if config.mean is not None or config.std is not None:
+        return built._replace(mean=config.mean or (0.0,), std=config.std or (1.0,))
+    return built if built.mean is not None else built._replace(mean=data.info.mean, std=data.info.std)
+
+
+def _check(
+    recipe: Recipe,
+    method: Method | Procedure,
+    teachers: dict[str, LocalTeacher],
+    data: Data,
+    runtime: Runtime,
+) -> None:
+    name = "+".join(config.name for config in recipe.method)
+    sources = {"train"} | ({"validation"} if data.validation is not None else set())
+    setting = Setting(
+        task=recipe.task,
+        fields=frozenset(data.info.fields),
+        loaders=frozenset(sources),
+        views=64 if recipe.data.views else 1,
+        sharding=runtime.sharding,
+    )
+    reasons = check_pairing(
+        name, method.needs, {n: teacher.offers for n, teacher in teachers.items()}, setting
+    )
+    for title, teacher in teachers.items():
+        if teacher.spec.outputs != data.info.outputs:
+            reasons.append(
+                f"teacher `{title}` gives {teacher.spec.outputs} outputs, the data has {data.info.outputs} "
+                f"({recipe.data.path}); give a teacher for these classes, or train one by `teacher: {{recipe: …}}`"
+            )
+    if reasons:
+        raise PairingError("\n".join(reasons))
+
+
+class Remembered:
+    """A teacher's outputs for evaluation batches, computed once: agreement and the teacher's own metrics share them."""
+
+    def __init__(self, teacher: LocalTeacher) -> None:
+        self.teacher = teacher
+        self._logits: dict[tuple[int, ...], torch.Tensor] = {}
+
+    def __call__(self, batch: Batch) -> Outputs:
+        key = tuple(batch.index.tolist()) if batch.index is not None else ()
+        if key not in self._logits:
+            self._logits[key] = self.teacher.outputs(batch).logits
+        return Outputs(self._logits[key])

@@ -1,0 +1,161 @@
+"""A run's folder: what was asked for, what happened, and an OS lock that a killed run does not leave behind."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+import tutelage.recipe as recipes
+from tutelage.engine.checkpoint import FolderLock
+from tutelage.recipe.schema import Recipe
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "timm",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "torchmetrics",
+    "numpy",
+)
+
+
+class FolderError(RuntimeError):
+    """A folder that this run cannot use."""
+
+
+class RunFolder:
+    """A run's files. Used as a context manager it holds the folder's lock.
+
+    Raises:
+        FolderError: the folder cannot be written, holds another recipe, or a run that is finished or under way while
+            ``resume`` is off.
+        RunLockedError: another run works in it.
+    """
+
+    def __init__(self, path: Path, recipe: Recipe, *, resume: bool) -> None:
+        self.path, self.recipe = path, recipe
+        self._check(resume)
+        self.lock = FolderLock(path)
+
+    def _check(self, resume: bool) -> None:
+        found = self.path / "recipe.yaml"
+        if self.path.exists() and not self.path.is_dir():
+            raise FolderError(f"output.dir {self.path} is a file; give a folder")
+        if not found.exists():
+            if self.path.is_dir() and any(child.name != ".lock" for child in self.path.iterdir()):
+                raise FolderError(f"{self.path} is not empty and holds no run; give another output.dir")
+            return
+        difference = differing_field(recipes.load_recipe(found), self.recipe)
+        if difference:
+            raise FolderError(
+                f"{self.path} holds a run of another recipe ({difference} differs); give another output.dir"
+            )
+        if not resume:
+            raise FolderError(
+                f"{self.path} already holds this run; `tutelage resume {self.path}` goes on with it, "
+                "another output.dir starts anew"
+            )
+
+    def __enter__(self) -> RunFolder:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.__enter__()
+            if not (self.path / "recipe.yaml").exists():
+                self.write_text("recipe.yaml", recipes.dump(self.recipe))
+        except PermissionError as error:
+            raise FolderError(
+                f"no permission to write {self.path}: {error}; give another output.dir"
+            ) from error
+        except OSError as error:
+            raise FolderError(f"cannot write {self.path}: {error}; give another output.dir") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.lock.__exit__(kind, error, trace)
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What an earlier run in this folder left."""
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Written beside and renamed: complete or absent."""
+        beside = self.path / f".tmp-{name}"
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, self.path / name)
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> None:
+        self.write_text(name, json.dumps(value, indent=1))
+
+
+def differing_field(found: Recipe, wanted: Recipe) -> str | None:
+    """Path of the first field in which two recipes differ; where the run is written does not count."""
+    left, right = found.model_dump(mode="json"), wanted.model_dump(mode="json")
+    left.pop("output"), right.pop("output")
+    return _differing(left, right, "")
+
+
+def _differing(left: Any, right: Any, path: str) -> str | None:
+    if isinstance(left, dict) and isinstance(right, dict):
+        for key in {**left, **right}:
+            inner = _differing(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
+            if inner:
+                return inner
+        return None
+    return None if left == right else path
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a run ran on. Bits repeat on the same CPU, torch and thread count only."""
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "tutelage": importlib.metadata.version("tutelage"),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+        "packages": packages,
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this code runs from; none where it is installed."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

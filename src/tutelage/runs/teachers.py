@@ -1,0 +1,89 @@
+"""A recipe's teacher as a model: by name, from an earlier run, or from a recipe that is trained first and reused."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import tutelage.recipe as recipes
+from tutelage.data import Data
+from tutelage.engine.checkpoint import FolderLock, RunLockedError
+from tutelage.models import BuiltModel, build_model, load_model
+from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
+
+_WAIT_SECONDS = 1.0
+
+
+@dataclass
+class TeacherModel:
+    """A teacher's model, and what to call it."""
+
+    built: BuiltModel
+    name: str
+
+
+def teacher_model(config: TeacherConfig, data: Data, recipe: Recipe, *, dry: bool) -> TeacherModel:
+    """Build one teacher.
+
+    Raises:
+        ValueError: there is no such run, its student was not kept, or this kind of teacher cannot be had here.
+    """
+    if config.store is not None or config.endpoint is not None:
+        kind = "store" if config.store is not None else "endpoint"
+        raise ValueError(f"teacher.{kind} is not built yet in this version; use model, run or recipe")
+    if config.run is not None:
+        return _from_run(Path(config.run))
+    if config.recipe is not None:
+        own = recipes.load_recipe(config.recipe, config.overrides)
+        if dry:
+            return TeacherModel(_build(own.student, data, own.train.seed), own.student.model)
+        return _from_run(trained(own))
+    model = ModelConfig.model_validate(config.model_dump(exclude={"run", "recipe", "store", "endpoint"}))
+    return TeacherModel(_build(model, data, recipe.train.seed), model.model)
+
+
+def _build(model: ModelConfig, data: Data, seed: int) -> BuiltModel:
+    # Pretrained weights keep their own head: a fresh one would make a teacher that knows nothing.
+    outputs = None if model.weights else data.info.outputs
+    built = build_model(model, outputs=outputs, input_shape=data.info.input_shape, seed=seed)
+    mean = model.mean or built.mean or data.info.mean
+    std = model.std or built.std or data.info.std
+    return built._replace(mean=mean, std=std)
+
+
+def _from_run(folder: Path) -> TeacherModel:
+    if not (folder / "student").is_dir():
+        raise ValueError(f"teacher.run {folder} has no student/; give the folder of a finished run")
+    built = load_model(folder / "student")
+    return TeacherModel(built, str(built.description.get("model", folder.name)))
+
+
+def trained(recipe: Recipe) -> Path:
+    """Folder of the finished run of a teacher's recipe: reused where it was trained before, by fingerprint; a run that
+    was stopped goes on. Another process that trains the same teacher is waited for."""
+    from tutelage.runs.execute import distill
+
+    folder = teachers_root() / fingerprint(recipe)
+    while True:
+        try:
+            # A name beside the folder: the run inside takes the folder's own lock.
+            with FolderLock(folder.with_name(folder.name + ".claim")):
+                return distill(recipe, folder=folder, resume=True).folder
+        except RunLockedError:
+            time.sleep(_WAIT_SECONDS)
+
+
+def teachers_root() -> Path:
+    """Where trained teachers are kept: ``TUTELAGE_TEACHERS``, else ``runs/teachers`` here."""
+    return Path(os.environ.get("TUTELAGE_TEACHERS", Path("runs") / "teachers"))
+
+
+def fingerprint(recipe: Recipe) -> str:
+    """What makes a trained teacher this one: its recipe without the place it is written to."""
+    content = recipe.model_dump(mode="json", exclude={"output"})
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"{recipe.student.model.replace(':', '-').replace('/', '-')}-{digest[:12]}"
