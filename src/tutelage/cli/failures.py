@@ -24,7 +24,8 @@ def report_failure(error: Exception, *, debug: bool) -> int | None:
         return None
     if debug:
         traceback.print_exception(error, file=sys.stderr)
-    complain("stopped" if code > 128 else "error", str(error) or type(error).__name__)
+    message = str(error) or type(error).__name__
+    complain("stopped", message.removeprefix("stopped ")) if code > 128 else complain("error", message)
     return code
 
 

@@ -92,7 +92,7 @@ def _statistics_below(module: nn.Module, path: str, before: set[str]) -> str | N
     for name, child in module.named_modules():
         kept = name in before and not (beside and name.startswith(f"{beside}."))
         if kept and isinstance(child, _BatchNorm):
-            return name
+            return str(name)
     return None
 
 

@@ -55,6 +55,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """YAML folds these three where they stand bare; between double quotes they are escaped."""
+    style = '"' if any(character in text for character in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 for _kind in (_Loader, _Dumper):
     for _name, (_pattern, _first) in _PLAIN.items():
         _starts = ["" if character == "\0" else character for character in _first]

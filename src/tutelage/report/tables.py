@@ -59,9 +59,8 @@ def against_teacher(result: dict[str, Any]) -> Table | None:
     if not rows:
         return None
     named = [Column(f"Teacher ({name})" if len(teachers) > 1 else "Teacher") for name in teachers]
-    note = (
-        f"of the student minus {main if len(teachers) > 1 else 'the teacher'}: points, or how many times less"
-    )
+    beside = main if len(teachers) > 1 else "teacher"
+    note = f"student minus {beside}; for costs, how many times less"
     last = [Column("Difference", note=note)] if teachers else []
     return Table(
         f"{'Student against teacher' if teachers else 'Student'}{f', metrics on {split} rows' if values else ''}",
