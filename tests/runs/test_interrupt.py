@@ -19,7 +19,14 @@ from safetensors.torch import load_file
 from tutelage.runs import distill
 
 RECIPE: dict[str, Any] = {
-    "data": {"path": "digits", "limit": 300, "validation": 64, "test": 64, "views": [{"name": "crop", "padding": 1}], "workers": 1},
+    "data": {
+        "path": "digits",
+        "limit": 300,
+        "validation": 64,
+        "test": 64,
+        "views": [{"name": "crop", "padding": 1}],
+        "workers": 1,
+    },
     "teacher": {"model": "digits:cnn-8-16"},
     "student": {"model": "digits:cnn-4-8"},
     "method": "fitnet",

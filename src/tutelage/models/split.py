@@ -87,7 +87,7 @@ def split(module: nn.Module, path: str, inputs: Tensor) -> tuple[Lower, Upper]:
 
 
 def _statistics_below(module: nn.Module, path: str, before: set[str]) -> str | None:
-    """A module below the cut whose buffers move in training; blocks beside ``path`` are passed over and do not count."""
+    """A module below the cut whose statistics move in training; the blocks beside ``path`` are passed over."""
     beside = path.rpartition(".")[0]
     for name, child in module.named_modules():
         kept = name in before and not (beside and name.startswith(f"{beside}."))

@@ -54,7 +54,7 @@ def interval_figure(
         description=f"Interval chart of {metric_label(metric)}, mean and 95% interval by method: {described}.",
         traces=traces,
         layout={
-            "xaxis": {"tickformat": axis.ticks},
+            "xaxis": {"tickformat": axis.ticks, "range": _span(arms, teacher)},
             "yaxis": {
                 "tickvals": list(range(len(arms))),
                 "ticktext": names,
@@ -120,6 +120,20 @@ def _interval_row(arm: Drawn, row: int, axis: Axis) -> list[dict[str, Any]]:
     return traces
 
 
+def _span(arms: Sequence[Drawn], teacher: float | None) -> tuple[float, float]:
+    """The range of the values' axis: all of the arms, and the teacher unless that would squeeze them."""
+    drawn = [
+        value for arm in arms for value in (arm.mean, arm.low, arm.high, *(value for _, value in arm.seeds))
+    ]
+    known = [value for value in drawn if value is not None]
+    low, high = min(known), max(known)
+    reach = 0.6 * (high - low)
+    if teacher is not None and low - reach <= teacher <= high + reach:
+        low, high = min(low, teacher), max(high, teacher)
+    room = 0.05 * (high - low) or 0.02 * abs(high) or 0.01
+    return tidy(low - room), tidy(high + room)
+
+
 def _reference_lines(
     arms: Sequence[Drawn], metric: str, teacher: float | None, baseline: Drawn | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -130,11 +144,6 @@ def _reference_lines(
         shapes.append(_vertical(baseline.mean, "var(--series-neutral) 0.8", "dot"))
     if teacher is None:
         return shapes, annotations
-    known = [
-        v for arm in arms for v in (arm.low, arm.high, *(value for _, value in arm.seeds)) if v is not None
-    ]
-    low, high = min(known, default=teacher), max(known, default=teacher)
-    reach = 0.6 * (high - low)
     text = f"teacher {metric_value(metric, teacher, 1)}"
     note = {
         "yref": "paper",
@@ -143,7 +152,8 @@ def _reference_lines(
         "showarrow": False,
         "font": {"color": "var(--muted)", "size": 12},
     }
-    if low - reach <= teacher <= high + reach:
+    low, high = _span(arms, teacher)
+    if low < teacher < high:
         shapes.append(_vertical(teacher, "var(--ink)", "dash"))
         annotations.append({**note, "x": tidy(teacher), "xanchor": "center", "text": text})
     elif teacher > high:

@@ -58,7 +58,7 @@ def _section(title: str, *blocks: Block | None) -> Section:
 
 def _title(comparison: Comparison) -> str:
     names = [arm.name for arm in comparison.arms]
-    title = " · ".join(names) if 0 < len(names) <= 5 else f"{len(names)} methods"
+    title = ", ".join(names) if 0 < len(names) <= 5 else f"{len(names)} methods"
     data = data_name(comparison.recipe)
     return f"{title} on {data}" if data else title
 

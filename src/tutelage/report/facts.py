@@ -30,10 +30,10 @@ def value_text(value: object) -> str:
 
 
 def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as (dotted path, text), without what is empty."""
+    """Nested mappings as (path, text), for example (``rows: train``, ``300``), without what is empty."""
     facts: list[tuple[str, str]] = []
     for key, value in content.items():
-        path = f"{prefix}.{key}" if prefix else str(key)
+        path = f"{prefix}: {key}" if prefix else str(key)
         if isinstance(value, dict):
             facts += flat(value, path)
         elif value is not None and value != [] and value != "":

@@ -121,18 +121,20 @@ class Assembly:
         """The validation metric that says which checkpoint is best; none without validation data."""
         if self.data.validation is None:
             return None
-        return self.recipe.evaluation.best or next(iter(self.task.higher_is_better))
+        options = self.recipe.evaluation
+        return options.best or next(iter(options.metrics or self.task.higher_is_better))
 
     def evaluate(self, student: Any, source: Source | None, teacher: Any = None) -> dict[str, float]:
         """Metrics on a source, by the recipe's ``evaluation``; nothing where there is no source."""
         if source is None:
             return {}
-        options = self.recipe.evaluation
+        options, early = self.recipe.evaluation, self.recipe.train.early_stop
+        needed = [name for name in (options.best, early and early.metric) if name] if options.metrics else []
         return evaluate(
             student,
             source,
             self.task,
-            names=options.metrics,
+            names=tuple(dict.fromkeys((*options.metrics, *needed))),
             group_by=options.group_by,
             batch_size=options.batch_size,
             device=self.runtime.device,
@@ -176,6 +178,7 @@ def assemble(
     for teacher in teachers.values():
         teacher.held.to(runtime.device)
     method = build_method(recipe)
+    _check_metrics(recipe, task)
     _check(recipe, method, teachers, data, runtime)
     if method.needs.teacher != "trained":
         for teacher in teachers.values():
@@ -241,6 +244,18 @@ def _check(
             )
     if reasons:
         raise PairingError("\n".join(reasons))
+
+
+def _check_metrics(recipe: Recipe, task: Task) -> None:
+    """Names of metrics are refused before anything is trained."""
+    early = recipe.train.early_stop
+    wanted = {"evaluation.best": recipe.evaluation.best, "train.early_stop.metric": early and early.metric}
+    wanted |= {f"evaluation.metrics.{i}": name for i, name in enumerate(recipe.evaluation.metrics)}
+    unknown = [
+        f"{field} is {name!r}" for field, name in wanted.items() if name and name not in task.higher_is_better
+    ]
+    if unknown:
+        raise ValueError(f"{'; '.join(unknown)}; {task.name} has {', '.join(task.higher_is_better)}")
 
 
 class Remembered:

@@ -71,7 +71,7 @@ def make_plan(
             (label, seed): _variant(base, options[label], seed) for label in options for seed in numbers
         },
         teachers={
-            name: fingerprint(recipes.load_recipe(config.recipe))
+            name: fingerprint(recipes.load_recipe(config.recipe, config.overrides))
             for name, config in teacher_configs(base).items()
             if config.recipe is not None
         },

@@ -118,6 +118,10 @@ def resume(folder: Path | str, *, progress: bool | None = None) -> RunResult:
         FileNotFoundError: the folder holds no run.
     """
     saved = Path(folder) / "recipe.yaml"
+    if (Path(folder) / "comparison.json").exists():
+        raise ValueError(
+            f"{folder} holds a comparison; `tutelage compare` with the same --dir goes on with it"
+        )
     if not saved.exists():
         raise FileNotFoundError(
             f"{folder} holds no run (no recipe.yaml); give the folder that `tutelage run` printed"
@@ -268,10 +272,11 @@ def _evaluations(assembly: Assembly, student: nn.Module) -> dict[str, Any]:
         with torch.no_grad(), assembly.runtime.autocast():
             return outputs_of(held(batch.inputs))
 
+    # Ids are unique within a split only, so each split is remembered apart.
+    on_validation = next((Remembered(teacher) for teacher in assembly.teachers.values()), None)
+    validation = assembly.evaluate(predict, assembly.data.validation, on_validation)
     remembered = {name: Remembered(teacher) for name, teacher in assembly.teachers.items()}
-    first = next(iter(remembered.values()), None)
-    validation = assembly.evaluate(predict, assembly.data.validation, first)
-    test = assembly.evaluate(predict, assembly.data.test, first)
+    test = assembly.evaluate(predict, assembly.data.test, next(iter(remembered.values()), None))
     teachers = {
         name: {"test": assembly.evaluate(teacher, assembly.data.test)} for name, teacher in remembered.items()
     }

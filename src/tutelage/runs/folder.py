@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -53,7 +52,9 @@ class RunFolder:
         if self.path.exists() and not self.path.is_dir():
             raise FolderError(f"output.dir {self.path} is a file; give a folder")
         if not found.exists():
-            if self.path.is_dir() and any(child.name != ".lock" for child in self.path.iterdir()):
+            if self.path.is_dir() and any(
+                not child.name.startswith((".lock", ".tmp-")) for child in self.path.iterdir()
+            ):
                 raise FolderError(f"{self.path} is not empty and holds no run; give another output.dir")
             return
         difference = differing_field(recipes.load_recipe(found), self.recipe)
@@ -96,7 +97,7 @@ class RunFolder:
         """Written beside and renamed: complete or absent."""
         beside = self.path / f".tmp-{name}"
         beside.write_text(text, encoding="utf-8")
-        os.replace(beside, self.path / name)
+        beside.replace(self.path / name)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.write_text(name, json.dumps(value, indent=1))

@@ -42,7 +42,9 @@ def teacher_model(config: TeacherConfig, data: Data, recipe: Recipe, *, dry: boo
         if dry:
             return TeacherModel(_build(own.student, data, own.train.seed), own.student.model)
         return _from_run(trained(own))
-    model = ModelConfig.model_validate(config.model_dump(exclude={"run", "recipe", "store", "endpoint"}))
+    model = ModelConfig.model_validate(
+        config.model_dump(exclude={"run", "recipe", "overrides", "store", "endpoint"})
+    )
     return TeacherModel(_build(model, data, recipe.train.seed), model.model)
 
 
