@@ -1,0 +1,102 @@
+"""Reads a report as a browser would: elements, visible text, tables, figures. HTML that is not well formed is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+VOID = {"meta", "link", "br", "img", "input", "hr"}
+
+
+@dataclass
+class Element:
+    tag: str
+    attributes: dict[str, str]
+    text: str = ""
+    children: list[Element] = field(default_factory=list)
+
+    def all(self, tag: str, **attributes: str) -> list[Element]:
+        """Every element of the tag inside this one, in order; ``class_`` asks for one class of several."""
+        own = [child for child in self.children if child.tag == tag and child.has(attributes)]
+        deeper = [found for child in self.children for found in child.all(tag, **attributes)]
+        return own + deeper
+
+    def has(self, wanted: dict[str, str]) -> bool:
+        classes = self.attributes.get("class", "").split()
+        return all(
+            value in classes if key == "class_" else self.attributes.get(key.replace("_", "-")) == value
+            for key, value in wanted.items()
+        )
+
+    @property
+    def words(self) -> str:
+        """Text of this element and everything inside, scripts and styles left out, blanks made one."""
+        inner = " ".join(child.words for child in self.children if child.tag not in ("script", "style"))
+        return " ".join(f"{self.text} {inner}".split())
+
+
+class _Builder(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__(convert_charrefs=True)
+        self.root = Element("document", {})
+        self.open = [self.root]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {name: value or "" for name, value in attrs})
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open[-1].children.append(Element(tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open[-1].tag != tag:
+            raise AssertionError(f"</{tag}> closes <{self.open[-1].tag}> at {self.getpos()}")
+        self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].text += data
+
+
+class Page:
+    """A parsed report."""
+
+    def __init__(self, path: Path) -> None:
+        self.source = path.read_text(encoding="utf-8")
+        builder = _Builder()
+        builder.feed(self.source)
+        builder.close()
+        assert builder.open == [builder.root], f"left open: {[element.tag for element in builder.open]}"
+        self.root = builder.root
+
+    def all(self, tag: str, **attributes: str) -> list[Element]:
+        return self.root.all(tag, **attributes)
+
+    @property
+    def text(self) -> str:
+        return self.all("body")[0].words.replace("\u00a0", " ")
+
+    def table(self, caption: str) -> list[list[str]]:
+        """Rows of the table with that caption (or whose caption starts with it), head first, foot last."""
+        for table in self.all("table"):
+            if table.all("caption")[0].words.startswith(caption):
+                rows = table.all("tr")
+                return [[cell.words.replace("\u00a0", " ") for cell in row.children] for row in rows]
+        raise AssertionError(f"no table {caption!r}; there are {[c.words for c in self.all('caption')]}")
+
+    @property
+    def payloads(self) -> dict[str, dict[str, Any]]:
+        """What each figure draws, by its title."""
+        found = {}
+        for figure in self.all("figure"):
+            title = next(child.words for child in figure.children if child.tag in ("h2", "h3", "h4", "h5"))
+            found[title] = json.loads(figure.all("script")[0].text, parse_constant=_refuse)
+        return found
+
+
+def _refuse(constant: str) -> Any:
+    raise AssertionError(f"{constant} is no JSON, and a browser cannot read it")
