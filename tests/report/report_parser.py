@@ -1,4 +1,4 @@
-"""Reads a report as a browser would: elements, visible text, tables, figures. HTML that is not well formed is refused."""
+"""Reads a report as a browser would: elements, visible text, tables, figures. Refuses HTML that is ill formed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,11 @@ class Element:
 
     def all(self, tag: str, **attributes: str) -> list[Element]:
         """Every element of the tag inside this one, in order; ``class_`` asks for one class of several."""
-        own = [child for child in self.children if child.tag == tag and child.has(attributes)]
-        deeper = [found for child in self.children for found in child.all(tag, **attributes)]
-        return own + deeper
+        found = []
+        for child in self.children:
+            found += [child] if child.tag == tag and child.has(attributes) else []
+            found += child.all(tag, **attributes)
+        return found
 
     def has(self, wanted: dict[str, str]) -> bool:
         classes = self.attributes.get("class", "").split()
@@ -82,19 +84,19 @@ class Page:
 
     def table(self, caption: str) -> list[list[str]]:
         """Rows of the table with that caption (or whose caption starts with it), head first, foot last."""
-        for table in self.all("table"):
-            if table.all("caption")[0].words.startswith(caption):
-                rows = table.all("tr")
-                return [[cell.words.replace("\u00a0", " ") for cell in row.children] for row in rows]
-        raise AssertionError(f"no table {caption!r}; there are {[c.words for c in self.all('caption')]}")
+        tables = {table.all("caption")[0].words: table for table in reversed(self.all("table"))}
+        found = [caption] if caption in tables else [name for name in tables if name.startswith(caption)]
+        assert found, f"no table {caption!r}; there are {list(tables)}"
+        rows = tables[found[0]].all("tr")
+        return [[cell.words.replace("\u00a0", " ") for cell in row.children] for row in rows]
 
     @property
     def payloads(self) -> dict[str, dict[str, Any]]:
-        """What each figure draws, by its title."""
+        """What each figure draws, by its title (the first of each)."""
         found = {}
         for figure in self.all("figure"):
             title = next(child.words for child in figure.children if child.tag in ("h2", "h3", "h4", "h5"))
-            found[title] = json.loads(figure.all("script")[0].text, parse_constant=_refuse)
+            found.setdefault(title, json.loads(figure.all("script")[0].text, parse_constant=_refuse))
         return found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tutelage.report.blocks import Cell, Table
+from tutelage.report.blocks import Cell, Column, Table
 from tutelage.report.leaderboard import leaderboard
 from tutelage.report.records import Comparison, mapping
 from tutelage.report.tables import against_teacher
@@ -24,10 +24,11 @@ def summary_table(comparison: dict[str, Any]) -> rich.table.Table:
 
 def run_summary(result: dict[str, Any]) -> rich.table.Table:
     """A run's ``result.json`` for the terminal: student against teacher, with the verdict as title."""
+    verdict = run_verdict(mapping(result))
     table = against_teacher(mapping(result))
     if table is None:
-        table = Table("", [], [])
-    return _rich(table, title=run_verdict(mapping(result)))
+        return _rich(Table("Run", [Column("Run", numeric=False)], [[Cell(verdict)]]))
+    return _rich(table, title=verdict)
 
 
 def _rich(table: Table, title: str = "") -> rich.table.Table:
