@@ -146,9 +146,8 @@ class Comparison:
     @property
     def seeds(self) -> list[str]:
         """Every seed that was asked for or run."""
-        asked = self.data.get("seeds")
-        listed = list(map(str, asked)) if isinstance(asked, list) else []
-        return list(dict.fromkeys([*listed, *(entry.seed for entry in self.entries)]))
+        asked = map(str, listed(self.data.get("seeds")))
+        return list(dict.fromkeys([*asked, *(entry.seed for entry in self.entries)]))
 
     @property
     def planned(self) -> int:
@@ -177,6 +176,11 @@ def mapping(value: object) -> dict[str, Any]:
     return {str(key): item for key, item in value.items()} if isinstance(value, dict) else {}
 
 
+def listed(value: object) -> list[Any]:
+    """The value where it is a list, else an empty one."""
+    return value if isinstance(value, list) else []
+
+
 def mappings(value: object) -> list[dict[str, Any]]:
     """The mappings of a list, in order."""
-    return [mapping(item) for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return [mapping(item) for item in listed(value) if isinstance(item, dict)]

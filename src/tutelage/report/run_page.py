@@ -27,7 +27,7 @@ from tutelage.report.format import (
     si,
     times,
 )
-from tutelage.report.records import Run, mapping
+from tutelage.report.records import Run, listed, mapping
 from tutelage.report.tables import against_teacher, by_group, last_evaluation, own_tables
 from tutelage.report.verdict import (
     compared,
@@ -77,7 +77,7 @@ def run_part(run: Run, title: str | None = None) -> Part:
 
 def run_title(run: Run) -> str:
     """``nkd on cifar10``; the folder's name where neither is known."""
-    names = method_names(run.recipe) or [str(name) for name in run.result.get("methods") or []]
+    names = method_names(run.recipe) or [str(name) for name in listed(run.result.get("methods"))]
     data = data_name(run.recipe)
     if not names:
         return run.folder.resolve().name
