@@ -43,15 +43,15 @@ def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 def method_names(recipe: Mapping[str, Any]) -> list[str]:
     method = recipe.get("method")
-    listed = method if isinstance(method, list) else [method]
-    return [str(item.get("name")) if isinstance(item, dict) else str(item) for item in listed if item]
+    named = method if isinstance(method, list) else [method]
+    return [str(item.get("name")) if isinstance(item, dict) else str(item) for item in named if item]
 
 
 def method_options(recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Options of the recipe's methods by name, where they are written out."""
     method = recipe.get("method")
-    listed = mappings(method if isinstance(method, list) else [method])
-    return {str(item.get("name")): {k: v for k, v in item.items() if k != "name"} for item in listed}
+    named = mappings(method if isinstance(method, list) else [method])
+    return {str(item.get("name")): {k: v for k, v in item.items() if k != "name"} for item in named}
 
 
 def data_name(recipe: Mapping[str, Any]) -> str:

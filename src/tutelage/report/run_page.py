@@ -27,8 +27,9 @@ from tutelage.report.format import (
     si,
     times,
 )
+from tutelage.report.own_tables import own_tables
 from tutelage.report.records import Run, listed, mapping
-from tutelage.report.tables import against_teacher, by_group, last_evaluation, own_tables
+from tutelage.report.tables import against_teacher, by_group, last_evaluation
 from tutelage.report.verdict import (
     compared,
     cost_ratio,

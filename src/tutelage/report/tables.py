@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Callable
 from typing import Any
 
-from tutelage.report.blocks import Block, Cell, Column, Figures, Notice, Section, Table
-from tutelage.report.curves import metric_axis
-from tutelage.report.facts import value_text
+from tutelage.report.blocks import Cell, Column, Table
 from tutelage.report.format import (
     ABSENT,
     is_share,
@@ -19,15 +15,11 @@ from tutelage.report.format import (
     metric_value,
     milliseconds,
     number,
-    percent,
-    plain,
     si,
     split_group,
     times,
 )
-from tutelage.report.lines import Line, line_figure
 from tutelage.report.records import Run, mapping
-from tutelage.report.styles import styles_for
 from tutelage.report.verdict import cost_ratio, main_teacher, split_of
 
 MOST_ROWS = 200
@@ -142,98 +134,3 @@ def last_evaluation(run: Run) -> Table | None:
     ]
     caption = f"Last evaluation: {row.get('split')} rows at step {row['step']}"
     return Table(caption, [Column("Metric", numeric=False), Column("Student")], rows)
-
-
-def own_tables(result: dict[str, Any]) -> list[Section]:
-    """The tables that the method itself left (for example accuracy by step), each drawn too where it is a curve."""
-    return [_own_table(name, mapping(content)) for name, content in mapping(result.get("tables")).items()]
-
-
-def _own_table(name: str, content: dict[str, Any]) -> Section:
-    title = re.sub(r"[_-]+", " ", name).strip().capitalize() or "Table"
-    columns = (
-        [str(column) for column in content.get("columns") or []]
-        if isinstance(content.get("columns"), list)
-        else []
-    )
-    raw = content.get("rows")
-    rows = [list(row) for row in raw if isinstance(row, list | tuple)] if isinstance(raw, list) else []
-    if not columns or not rows:
-        return Section(title, [Notice("This table is empty.")])
-    width = len(columns)
-    shown = [[*row[:width], *[None] * (width - len(row))] for row in rows[:MOST_ROWS]]
-    numeric = [all(number(row[i]) is not None or row[i] is None for row in shown) for i in range(width)]
-    writers = [_writer(column, [row[i] for row in shown]) for i, column in enumerate(columns)]
-    table = Table(
-        title
-        if len(rows) <= MOST_ROWS
-        else f"{title}: the first {MOST_ROWS} of {len(rows)} rows (all: result.json)",
-        [Column(column.replace("_", " "), numeric[i]) for i, column in enumerate(columns)],
-        [
-            [
-                Cell(writers[i](value), number(value) if numeric[i] else str(value))
-                for i, value in enumerate(row)
-            ]
-            for row in shown
-        ],
-        sortable=True,
-    )
-    blocks: list[Block] = [*_own_figure(title, columns, shown, numeric), table]
-    return Section(title, blocks)
-
-
-def _writer(column: str, values: Sequence[object]) -> Callable[[object], str]:
-    known = [amount for value in values if (amount := number(value)) is not None]
-    if not known:
-        return value_text
-    if _is_share_column(column, known):
-        return percent
-    return lambda value: value_text(value) if isinstance(value, str) else plain(value)
-
-
-def _is_share_column(column: str, values: Sequence[float]) -> bool:
-    return is_share(column) and all(0 <= value <= 1 for value in values)
-
-
-def _own_figure(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], numeric: Sequence[bool]
-) -> list[Figures]:
-    """Columns of shares over a first column that rises: a curve. Anything else is a table only."""
-    first = [number(row[0]) for row in rows]
-    rises = len(rows) > 1 and all(a is not None and b is not None and a < b for a, b in pairwise(first))
-    shares = [
-        i
-        for i in range(1, len(columns))
-        if numeric[i]
-        and _is_share_column(columns[i], [v for row in rows if (v := number(row[i])) is not None])
-    ]
-    if not rises or not shares:
-        return []
-    styles = styles_for([columns[i] for i in shares])
-    lines = []
-    for i in shares:
-        pairs = [
-            (x, y)
-            for x, row in zip(first, rows, strict=True)
-            if x is not None and (y := number(row[i])) is not None
-        ]
-        label = columns[i].replace("_", " ")
-        lines.append(
-            Line(
-                columns[i],
-                label,
-                styles[columns[i]],
-                [x for x, _ in pairs],
-                [y for _, y in pairs],
-                markers=True,
-            )
-        )
-    figure = line_figure(
-        title,
-        lines,
-        axis=metric_axis(columns[shares[0]]),
-        x_title=columns[0].replace("_", " "),
-        caption="The values of the table below.",
-        wide=True,
-    )
-    return [Figures([figure])]
