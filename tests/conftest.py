@@ -13,9 +13,13 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
-jaxtyping.install_import_hook("tutelage.functional", "beartype.beartype")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+FOLDERS = sorted((REPOSITORY / "src/tutelage/methods").glob("*/functional.py"))
+jaxtyping.install_import_hook(
+    ["tutelage.functional", *[f"tutelage.methods.{path.parent.name}.functional" for path in FOLDERS]],
+    "beartype.beartype",
+)
 
 
 @pytest.fixture(scope="session")

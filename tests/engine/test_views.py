@@ -87,7 +87,7 @@ def test_two_views_of_one_kind_draw_apart():
 
 def test_drawn_ahead_gives_the_same_pixels():
     change, rows, view = views(*NAMES), batch(images()), numbers(40)
-    draws = change.draw(rows.index, view)
+    draws = change.draw(rows, view)
     assert torch.equal(change(rows, view, draws).inputs, change(rows, view).inputs)
 
 

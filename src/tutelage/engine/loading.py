@@ -3,7 +3,7 @@ to be kept for an exact resume, and batch layout does not depend on workers."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -102,8 +102,9 @@ class Loader:
     def steps(self, start: int) -> Iterator[list[Batch]]:
         """Micro-batches of step ``start``, ``start + 1``, … without end."""
         epoch, first = divmod(start, self.steps_per_epoch)
+        fetch = self._fetcher()
         while True:
-            batches = self._fetch_all(self._layout(epoch)[first:].flatten(0, 1), epoch)
+            batches = fetch(epoch, self._layout(epoch)[first:].flatten(0, 1).tolist())
             for _ in range(first, self.steps_per_epoch):
                 yield [next(batches) for _ in range(self.accumulate)]
             epoch, first = epoch + 1, 0
@@ -113,23 +114,28 @@ class Loader:
         order = self.sampler.order(epoch)[: self.steps_per_epoch * self.batch_size]
         return order.view(self.steps_per_epoch, self.world, self.accumulate, -1)[:, self.rank]
 
-    def _fetch_all(self, positions: Tensor, epoch: int) -> Iterator[Batch]:
-        if hasattr(self.source, "set_epoch"):
-            self.source.set_epoch(epoch)
+    def _fetcher(self) -> Callable[[int, list[list[int]]], Iterator[Batch]]:
+        """Gives an epoch's batches from (epoch, positions of each); worker processes live as long as it does."""
+        rows = _Rows(self.source)
         if self.workers == 0:
-            return (self.source.fetch(rows) for rows in positions.tolist())
-        # A generator of its own: else the workers' seeds come from the global one, and a resumed run differs.
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "workers", epoch))
-        return iter(
-            DataLoader(
-                _Rows(self.source),
-                batch_sampler=positions.tolist(),
-                num_workers=self.workers,
-                collate_fn=_as_it_is,
-                generator=generator,
-                multiprocessing_context="fork" if not torch.cuda.is_available() else "forkserver",
-            )
+            return lambda epoch, batches: (rows.__getitems__((epoch, batch)) for batch in batches)
+        plan: list[tuple[int, list[int]]] = []
+        loader = DataLoader(
+            rows,
+            batch_sampler=plan,  # type: ignore[arg-type]  # each entry goes to __getitems__ as it is
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            # A generator of its own: else the workers' seeds come from the global one, and a resumed run differs.
+            generator=torch.Generator().manual_seed(derive_seed(self.seed, "workers")),
+            persistent_workers=True,
+            multiprocessing_context="forkserver" if torch.cuda.is_available() else "fork",
         )
+
+        def fetch(epoch: int, batches: list[list[int]]) -> Iterator[Batch]:
+            plan[:] = [(epoch, batch) for batch in batches]
+            return iter(loader)
+
+        return fetch
 
 
 class Stream:
@@ -159,7 +165,11 @@ class _Rows(Dataset[Batch]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitems__(self, positions: list[int]) -> Batch:
+    def __getitems__(self, entry: tuple[int, list[int]]) -> Batch:
+        # The epoch travels with the positions: a worker's copy of the source outlives an epoch, and loaders share sources.
+        epoch, positions = entry
+        if hasattr(self.source, "set_epoch"):
+            self.source.set_epoch(epoch)
         return self.source.fetch(positions)
 
 

@@ -61,14 +61,22 @@ class Views:
         self.configs = tuple(configs)
         self.seed = seed
 
-    def draw(self, index: Tensor, view: Tensor) -> Draws:
-        """All random numbers of rows by ``index`` and ``view``, both ``[rows]`` int64.
+    def draw(self, batch: Batch, view: Tensor) -> Draws:
+        """All random numbers of the batch's rows under ``view``, ``[rows]`` int64.
 
         They are drawn on the CPU: ids that lie on an accelerator are waited for, so draw before the batch moves there.
+
+        Raises:
+            ValueError: there are views to draw, but the rows have no index.
         """
-        counter = Counter(_ids(index), _ids(view), self.seed)
+        if not self.configs:
+            nothing = np.empty(0, dtype=np.int64)
+            return Draws(Counter(nothing, nothing, self.seed), np.empty((0, len(batch), _NUMBERS)))
+        if batch.index is None:
+            raise ValueError("data.views needs a row index in every batch; this source gives none")
+        counter = Counter(_ids(batch.index), _ids(view), self.seed)
         numbers = counter.uniform(_NUMBERS * len(self.configs))
-        return Draws(counter, numbers.reshape(len(index), len(self.configs), _NUMBERS).swapaxes(0, 1))
+        return Draws(counter, numbers.reshape(len(batch), len(self.configs), _NUMBERS).swapaxes(0, 1))
 
     def __call__(self, batch: Batch, view: Tensor, draws: Draws | None = None) -> Batch:
         """The batch as float32 with ``view`` drawn, on its own device; ``batch.view`` is set.
@@ -81,16 +89,14 @@ class Views:
         Raises:
             ValueError: rows without an index, inputs that are no images, or a crop's padding that is too large.
         """
+        draws = draws or self.draw(batch, view)
         batch = to_float(batch).replace(view=view.to(batch.device, non_blocking=True))
         if not self.configs:
             return batch
-        if batch.index is None:
-            raise ValueError("data.views needs a row index in every batch; this source gives none")
         if isinstance(batch.inputs, dict):
             raise ValueError(
                 f"data.views changes images; these inputs are named tensors ({', '.join(batch.inputs)})"
             )
-        draws = draws or self.draw(batch.index, view)
         inputs = batch.inputs
         for position, config in enumerate(self.configs):
             if config.name != "noise" and inputs.dim() != 4:
