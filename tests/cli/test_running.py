@@ -67,6 +67,21 @@ def test_a_result_is_a_table_whose_last_line_is_the_report(runs: Any, verb: str,
     assert "[sex=1]" not in done.stdout
 
 
+@pytest.mark.parametrize("verb", ["run", "resume"])
+def test_a_methods_own_tables_are_printed(runs: Any, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
+    table = {"columns": ["step", "classes seen", "accuracy"], "rows": [[0, 2, 0.98765], [1, 4, None]]}
+    monkeypatch.setitem(runs.distill.outcome.result, "tables", {"accuracy by step": table})
+    lines = [line.split() for line in tutelage(verb, "digits").stdout.splitlines()]
+    start = lines.index(["accuracy", "by", "step"])
+    shown = [line for line in lines[start:] if line]
+    assert [shown[1], *shown[3:5]] == [
+        ["step", "classes", "seen", "accuracy"],
+        ["0", "2", "0.9877"],
+        ["1", "4", "-"],
+    ]
+    assert json.loads(tutelage(verb, "digits", "--json").stdout)["tables"] == {"accuracy by step": table}
+
+
 @pytest.mark.parametrize(
     ("words", "wanted"),
     [
@@ -99,25 +114,28 @@ def test_only_the_first_process_prints(runs: Any, monkeypatch: pytest.MonkeyPatc
 
 def test_compare_hands_on_what_was_typed(runs: Any, tmp_path: Path) -> None:
     words = ["--methods", "none,kd,nkd", "--seeds", "3,5", "--baseline", "kd", "--jobs", "2", "--no-progress"]
-    done = tutelage("compare", "digits", "method.temperature=2", *words, "--dir", str(tmp_path))
+    done = tutelage("compare", "digits", *words, "--trials", "4", "--dir", str(tmp_path))
     assert done.exit_code == 0, done.output
     ((recipe,), options) = runs.compare.calls[0]
     assert isinstance(recipe, Recipe)
     assert options == {
-        "methods": [{"name": "none"}, {"name": "kd", "temperature": 2.0}, {"name": "nkd"}],
+        "methods": ["none", "kd", "nkd"],
         "seeds": [3, 5],
         "baseline": "kd",
         "folder": tmp_path,
+        "trials": 4,
         "jobs": 2,
         "progress": False,
     }
 
 
-def test_compare_holds_the_recipes_own_method_against_none(runs: Any) -> None:
+def test_compare_leaves_to_the_recipe_what_was_not_typed(runs: Any) -> None:
     assert tutelage("compare", "digits").exit_code == 0
     options = runs.compare.calls[0][1]
-    assert [method["name"] for method in options["methods"]] == ["none", "kd"]
-    assert (options["seeds"], options["folder"]) == (5, Path("runs/compare-digits"))
+    assert [options[name] for name in ("methods", "seeds", "trials", "baseline", "jobs")] == [None] * 5
+    assert options["folder"] == Path("runs/compare-digits")
+    assert tutelage("compare", "digits", "--methods", "all").exit_code == 0
+    assert runs.compare.calls[1][1]["methods"] == "all"
     assert tutelage("compare", "digits", "--seeds", "two").exit_code == 2
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -12,9 +12,6 @@ from tutelage.cli.arguments import Overrides, Quiet, RecipeName, given_folder
 from tutelage.cli.complete import method_lists, method_names
 from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
 
-if TYPE_CHECKING:
-    from tutelage.recipe import Recipe
-
 
 def compare(
     recipe: RecipeName,
@@ -22,11 +19,14 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Methods by name, with commas between; left out: none and the recipe's own.",
+            help="Methods by name, with commas between, or all; left out: as the recipe says, else none and its own.",
             autocompletion=method_lists,
         ),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="How many seeds (0, 1, …), or which: 3,5,7.")] = "5",
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="How many seeds (0, 1, …), or which: 3,5,7; left out: as the recipe says, else 5."),
+    ] = None,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -37,7 +37,18 @@ def compare(
     folder: Annotated[
         Path | None, typer.Option("--dir", help="Folder; left out: the recipe's, else runs/compare-RECIPE.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    trials: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Tuning runs that each method gets first, judged on validation data; left out: as the recipe says, "
+            "else 0.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Runs side by side; left out: as many as there are cores, 1 on a GPU."),
+    ] = None,
     no_progress: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
@@ -49,6 +60,8 @@ def compare(
     \b
     Examples
       tutelage compare digits --methods none,kd,nkd --seeds 5
+      tutelage compare digits --methods none,kd,nkd --trials 10     tuned alike
+      tutelage compare benchmarks/digits                            a benchmark that is shipped
       tutelage compare digits method=kd method.temperature=2 --seeds 3,5,7
     """
     from tutelage.recipe import load_recipe
@@ -62,11 +75,12 @@ def compare(
         place = given_folder(folder, loaded.output.dir, f"compare-{Path(recipe).stem}")
         table = comparing.compare(
             loaded,
-            methods=_chosen(loaded, methods),
+            methods=_names(methods),
             seeds=_numbers(seeds),
             baseline=baseline,
             folder=place,
             jobs=jobs,
+            trials=trials,
             progress=False if no_progress else None,
         )
     if as_json:
@@ -75,21 +89,15 @@ def compare(
         _print(table, place)
 
 
-def _chosen(recipe: Recipe, methods: str | None) -> list[dict[str, Any]]:
-    """Methods by name, those that the recipe has with the options that they have there."""
-    own = {
-        method.name: {"name": method.name, **method.model_dump(mode="json", exclude_defaults=True)}
-        for method in recipe.method
-    }
-    names = (
-        [name.strip() for name in methods.split(",")]
-        if methods is not None
-        else list(dict.fromkeys(["none", *own]))
-    )
-    return [own.get(name, {"name": name}) for name in names]
+def _names(methods: str | None) -> Literal["all"] | list[str] | None:
+    if methods is None or methods == "all":
+        return methods  # type: ignore[return-value]  # it is "all"
+    return [name.strip() for name in methods.split(",")]
 
 
-def _numbers(seeds: str) -> int | list[int]:
+def _numbers(seeds: str | None) -> int | list[int] | None:
+    if seeds is None:
+        return None
     try:
         numbers = [int(number) for number in seeds.split(",")]
     except ValueError:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self, get_args, get_origin
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -104,8 +105,26 @@ class Config(BaseModel):
         return {name: field.default for name, field in fields if not field.is_required()}
 
 
+@dataclass(frozen=True)
+class Range:
+    """Values that a search may try for a number, from ``low`` to ``high``, evenly in their logarithm."""
+
+    low: float
+    high: float
+
+    @classmethod
+    def around(cls, value: float, factor: float = 4.0) -> Range:
+        """From ``value / factor`` to ``value * factor``."""
+        return cls(value / factor, value * factor)
+
+
 class MethodConfig(Config):
-    """Options that every method has; a method's own ``Config`` adds its hyper-parameters with their bounds."""
+    """Options that every method has; a method's own ``Config`` adds its hyper-parameters with their bounds.
+
+    ``search`` names those of them that a comparison tunes, beside the learning rate that it tunes for every method.
+    """
+
+    search: ClassVar[Mapping[str, Range]] = {}
 
     name: str = Field(description="Catalogue name of the method.", min_length=1)
     weight: float = Field(

@@ -12,14 +12,14 @@ FOLDER = Path(__file__).resolve().parent.parent / "recipes"
 def shipped() -> dict[str, Path]:
     """Files by name, sorted.
 
-    ``recipes/<task>/<name>.yaml`` has its file's name; a method folder's ``recipe.yaml`` has the folder's name, and its
-    ``recipe-<name>.yaml`` that name.
+    ``recipes/<task>/<name>.yaml`` has its file's name, one in ``recipes/benchmarks/`` that folder's before it; a method
+    folder's ``recipe.yaml`` has the folder's name, and its ``recipe-<name>.yaml`` that name.
 
     Raises:
         CatalogueError: two files have one name.
     """
     found: dict[str, Path] = {}
-    by_task = [(path.stem, path) for path in FOLDER.glob("*/*.yaml")]
+    by_task = [(_name(path), path) for path in FOLDER.glob("*/*.yaml")]
     for name, path in sorted(by_task) + _of_methods():
         other = found.setdefault(name, path)
         if other != path:
@@ -27,6 +27,11 @@ def shipped() -> dict[str, Path]:
                 f"two shipped recipes are named {name!r}: {other} and {path}; rename one"
             )
     return dict(sorted(found.items()))
+
+
+def _name(path: Path) -> str:
+    benchmark = path.parent.name == "benchmarks"
+    return f"benchmarks/{path.stem}" if benchmark else path.stem
 
 
 def _of_methods() -> list[tuple[str, Path]]:

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag,
 from pydantic_core import PydanticCustomError
 
 from tutelage import catalogue
+from tutelage.recipe.comparison import CompareConfig
 from tutelage.recipe.config import Config, MethodConfig, Scalar
 
 Positive = Annotated[float, Field(gt=0)]
@@ -382,6 +383,7 @@ class Recipe(Config):
     train: TrainConfig = Field(description="Length, optimiser, precision, device.")
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Metrics, and how often.")
     output: OutputConfig = Field(OutputConfig(), description="Run folder, trackers, report.")
+    compare: CompareConfig = Field(CompareConfig(), description="What `tutelage compare` compares.")
 
     @field_validator("method", mode="before")
     @classmethod

@@ -64,6 +64,8 @@ def values_of(text: str, source: str) -> Values:
         values = read_yaml(text)
     except ValueError as error:
         raise RecipeError(source, [Problem("", str(error))]) from error
+    if values is None:
+        raise RecipeError(source, [Problem("", "the recipe is empty; `tutelage recipes digits` prints one")])
     if not isinstance(values, dict):
         raise RecipeError(source, [Problem("", f"a recipe is a mapping; got {show(values)}")])
     return values

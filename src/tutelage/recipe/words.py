@@ -89,5 +89,7 @@ def _mapping(node: Schema, defs: Schema) -> str:
     if "properties" in node:
         return "a mapping with keys among " + ", ".join(node["properties"])
     by_pattern: list[Schema] = list(node.get("patternProperties", {}).values())
-    values: Schema = node.get("additionalProperties") or next(iter(by_pattern), {})
+    values = node.get("additionalProperties") or next(iter(by_pattern), {})
+    if values is True:  # anything goes
+        values = {}
     return f"a mapping of names to {allowed(values, defs)}"

@@ -8,6 +8,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+import joblib
+import torch
+
 import tutelage.recipe as recipes
 from tutelage.engine.checkpoint import FolderLock
 from tutelage.engine.interrupt import Interrupted
@@ -22,8 +25,10 @@ from tutelage.runs.batch import (
     write_json,
     write_text,
 )
-from tutelage.runs.comparison import Key, Plan, finite_metrics, make_plan, summarise
+from tutelage.runs.comparison import finite_metrics, summarise
 from tutelage.runs.folder import FolderError
+from tutelage.runs.plan import Key, Methods, Plan, make_plan
+from tutelage.runs.tuning import tune
 
 FILE = "comparison.json"
 
@@ -31,11 +36,12 @@ FILE = "comparison.json"
 def compare(
     recipe: Recipe | Mapping[str, Any] | Path | str,
     *,
-    methods: Sequence[str | Mapping[str, Any]],
-    seeds: int | Sequence[int],
+    methods: Methods | None = None,
+    seeds: int | Sequence[int] | None = None,
     baseline: str | None = None,
     folder: Path | str | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
+    trials: int | None = None,
     progress: bool | None = None,
 ) -> Json:
     """Run every method with every seed; write ``comparison.json``, the shared ``recipe.yaml`` and the report.
@@ -47,14 +53,19 @@ def compare(
 
     Args:
         recipe: a `Recipe`, a mapping, or the name or path of a recipe file; its own method and seed are not used.
-        methods: catalogue names, or mappings of a name and its options. A name that comes twice gets its options into
-            its label.
+        methods: catalogue names, mappings of a name and its options, or ``all``: every method of one training loop that
+            the recipe suits. A name that comes twice gets its options into its label. Left out, as the seeds, the
+            baseline and the trials: what the recipe's ``compare`` part says.
         seeds: how many (0, 1, …), or which.
         baseline: label of the method that the others are held against; left out: ``none`` where it is there, else the
             first.
         folder: where all is written; left out: the recipe's ``output.dir``, else ``runs/compare-<recipe>``.
         jobs: runs side by side, each in a process of its own. A run has ``train.threads`` threads (1 where the recipe
-            leaves them out) whatever ``jobs`` is, so the figures do not depend on it; the seconds may.
+            leaves them out) whatever ``jobs`` is, so the figures do not depend on it; the seconds may. Left out: as
+            many as the processor has cores for; 1 on an accelerator.
+        trials: runs that each method gets for tuning its learning rate and what its ``Config.search`` names, on
+            validation data alone, with a seed that is not compared; the first is the recipe as it stands. 0: nothing
+            is tuned. The JSON says what was tried, in which ranges, and the seconds.
         progress: show progress on standard error; left out: yes.
 
     Returns:
@@ -66,14 +77,19 @@ def compare(
         RunLockedError: another comparison works in the folder.
         Interrupted, KeyboardInterrupt: stopped; the same call goes on.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ValueError(f"jobs is {jobs}; allowed: 1 and above")
-    plan = make_plan(recipe, methods, seeds, baseline)
+    plan = make_plan(recipe, methods, seeds, baseline, trials)
+    jobs = jobs or _side_by_side(plan.base)
     path = Path(folder or plan.base.output.dir or Path("runs") / f"compare-{_title(recipe)}")
     before = _check_folder(path, plan)
-    runs = _runs_before(path, plan)
     started = time.perf_counter()
-    with FolderLock(path), BatchProgress("run", len(plan.recipes), show=progress is not False) as bar:
+    total = len(plan.recipes) + (len(plan.options) if plan.trials else 0)
+    with FolderLock(path), BatchProgress("run", total, show=progress is not False) as bar:
+        if plan.trials:
+            _write(path, plan, {}, before)
+            plan = plan.tuned(_tune(path, plan, jobs, bar))
+        runs = _runs_before(path, plan)
         for (label, seed), run in runs.items():
             bar.advance(_line(label, seed, run, plan.metric) + ", from before")
         table = _write(path, plan, runs, before)
@@ -87,6 +103,43 @@ def compare(
 
         write_report([path])
     return table
+
+
+def tune_once(plan: Plan, label: str, folder: Path) -> Json:
+    """One method's search: what `tune` gives."""
+    recipe, given = plan.trial(label), plan.options[label]
+    return tune(recipe, given, plan.trials, folder, plan.metric, plan.higher_is_better)
+
+
+def _tune(path: Path, plan: Plan, jobs: int, bar: BatchProgress) -> dict[str, Json]:
+    labels = list(plan.options)
+    found: dict[str, Json] = {}
+    for position, tuning in run_batch(
+        tune_once, [(plan, label, path / label) for label in labels], jobs=jobs
+    ):
+        if isinstance(tuning, BrokenProcessPool):
+            raise tuning
+        label = labels[position]
+        found[label] = tuning
+        bar.advance(
+            f"{label}: {plan.trials} trials in {tuning['seconds']:.1f} s, chosen {_values(tuning['chosen'])}"
+        )
+    return {label: found[label] for label in labels}
+
+
+def _values(chosen: Mapping[str, float] | None) -> str:
+    if chosen is None:
+        return "none: every trial failed"
+    return ", ".join(f"{key.removeprefix('method.')} {value:.4g}" for key, value in chosen.items())
+
+
+def _side_by_side(recipe: Recipe) -> int:
+    """As many runs as the processor has cores for; an accelerator has one at a time."""
+    device = recipe.train.device
+    if device != "cpu" and (device != "auto" or torch.accelerator.is_available()):
+        return 1
+    cores: int = joblib.cpu_count()
+    return max(1, cores // (recipe.train.threads or 1))
 
 
 def run_once(recipe: Recipe, place: str, folder: Path, metric: str) -> Json:
@@ -103,12 +156,23 @@ def run_once(recipe: Recipe, place: str, folder: Path, metric: str) -> Json:
 def _missing_runs(path: Path, plan: Plan, runs: Mapping[Key, Json], jobs: int) -> Iterator[tuple[Key, Json]]:
     # By seed first: after each seed the table is complete for the seeds so far.
     keys = [(label, seed) for seed in plan.seeds for label in plan.options if (label, seed) not in runs]
+    for label, seed in [key for key in keys if _is_hopeless(plan, key[0])]:
+        keys.remove((label, seed))
+        last = plan.tuning[label]["trials"][-1]["error"]
+        yield (
+            (label, seed),
+            _failed(seed, _place((label, seed)), f"every tuning trial failed; the last: {last}"),
+        )
     calls = [(plan.recipes[key], _place(key), path / _place(key), plan.metric) for key in keys]
     for position, run in run_batch(run_once, calls, jobs=jobs):
         key = keys[position]
         if isinstance(run, BrokenProcessPool):
             run = _failed(key[1], _place(key), f"its process died: {run}")
         yield key, run
+
+
+def _is_hopeless(plan: Plan, label: str) -> bool:
+    return bool(plan.tuning) and plan.tuning[label]["chosen"] is None
 
 
 def _runs_before(path: Path, plan: Plan) -> dict[Key, Json]:
@@ -139,13 +203,20 @@ def _check_folder(path: Path, plan: Plan) -> float:
         plan.teachers,
     ):
         raise FolderError(f"{path} holds a comparison under another recipe; give another folder")
+    if saved["trials"] != plan.trials:
+        raise FolderError(
+            f"{path} holds a comparison with {saved['trials']} tuning trials a method, not {plan.trials}; "
+            "give another folder"
+        )
     return float(saved["seconds"])
 
 
 def _shared(recipe: Json) -> Json:
     """What all runs of a comparison have in common."""
     train = {key: value for key, value in recipe["train"].items() if key != "seed"}
-    return {key: value for key, value in recipe.items() if key not in ("method", "output")} | {"train": train}
+    return {key: value for key, value in recipe.items() if key not in ("method", "output", "compare")} | {
+        "train": train
+    }
 
 
 def _write(path: Path, plan: Plan, runs: Mapping[Key, Json], seconds: float) -> Json:
@@ -159,6 +230,7 @@ def _write(path: Path, plan: Plan, runs: Mapping[Key, Json], seconds: float) -> 
         "higher_is_better": plan.higher_is_better,
         "split": "test" if first.get("test") else "validation",
         "baseline": plan.baseline,
+        "trials": plan.trials,
         "teachers": dict(plan.teachers),
         "seeds": list(plan.seeds),
         "teacher": next(iter(first.get("teachers", {}).values()), None),

@@ -74,6 +74,17 @@ def paired_difference(
     return Difference(values, interval.mean, interval.low, interval.high, _p_value(values))
 
 
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p values adjusted for being one of several tests (Holm 1979): the chance of even one false finding among all
+    stays below the level. In the order given."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, running = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted
+
+
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and its standard error; 0 where all values agree up to rounding, None for a single value."""
     data = np.asarray(values, dtype=np.float64)

@@ -13,7 +13,7 @@ from tutelage.engine.needs import Needs
 from tutelage.engine.types import Batch, Outputs, Taps, Term, Terms
 from tutelage.functional.reductions import keep_rows
 from tutelage.methods.nkd.functional import nkd_terms, uskd_loss
-from tutelage.recipe.config import MethodConfig
+from tutelage.recipe.config import MethodConfig, Range
 
 if TYPE_CHECKING:
     from tutelage.engine.spec import ModelSpec
@@ -38,6 +38,8 @@ _AXES: dict[Layout, int] = {
 
 class NKDConfig(MethodConfig):
     """Options of nkd; defaults are those of its ImageNet runs (CIFAR-100 ResNet34 to 18: gamma 3.5, temperature 3)."""
+
+    search = {"gamma": Range.around(1.5), "temperature": Range(1.0, 8.0)}
 
     label_weight: float = Field(1.0, ge=0, description="Weight of the label loss.")
     gamma: float = Field(1.5, ge=0, description="Weight of the non-target part.")
