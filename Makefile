@@ -15,7 +15,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow lint format curves readme reproduce constraints clean
+.PHONY: help install quickstart test test-slow lint format curves readme reproduce leaderboard constraints clean
 
 help: ## Show what can be made (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ curves: $(INSTALLED_DEV) ## Write the stored loss curves of all methods anew
 
 reproduce: $(INSTALLED) ## Put every published claim to the test again; writes docs/ledger
 	$(VENV)/bin/tutelage reproduce --all
+
+leaderboard: $(INSTALLED_DEV) ## Compare every method on digits, tuned alike; writes docs/leaderboard
+	$(VENV)/bin/tutelage compare benchmarks/digits --dir runs/benchmark-digits
+	$(PYTHON_VENV) tools/leaderboard.py digits runs/benchmark-digits
 
 constraints: $(INSTALLED_DEV) ## Write constraints.txt from what is installed now
 	$(PYTHON_VENV) tools/constraints.py

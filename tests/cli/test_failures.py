@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typed import tutelage
 
-from tutelage.cli.failures import exit_code
+from tutelage.cli.failures import exit_code, report_failure
 
 
 def test_a_wrong_recipe_is_two_with_every_error_and_no_traceback(runs: Any) -> None:
@@ -77,6 +77,25 @@ def test_each_error_has_its_exit_code(kind: str, runs: Any) -> None:
         last = done.stderr.splitlines()[-1]
         assert last == f"error: {error}" if code < 128 else last.startswith("stopped: by SIG")
         assert done.stdout == "chatter from deep inside\n"
+
+
+def test_of_several_processes_one_complains(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The others, which fail alike or because of it, are silent."""
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    from tutelage.engine.runtime import RankError
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    for name, value in {"WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}.items():
+        monkeypatch.setenv(name, str(value))
+    assert report_failure(ours(ValueError("rows are missing")), debug=False) == 2
+    assert capsys.readouterr().err == "error: rows are missing\n"
+    assert report_failure(ours(ValueError("rows are missing")), debug=False) == 2
+    assert report_failure(RankError("ValueError on rank 0: rows are missing"), debug=False) == 1
+    assert report_failure(RuntimeError("connection closed by peer"), debug=False) == 1
+    assert capsys.readouterr() == ("", "")
 
 
 def test_an_unforeseen_error_keeps_its_traceback() -> None:

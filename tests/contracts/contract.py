@@ -10,7 +10,7 @@ from tutelage import catalogue
 from tutelage.runs import RunResult, distill
 
 STEPS = 6
-OPTIONS: dict[str, dict[str, Any]] = {"wa": {"steps": 2, "memory_size": 20}}
+OPTIONS: dict[str, dict[str, Any]] = {"wa": {"steps": 2, "memory_size": 20}, "crd": {"negatives": 16}}
 """Options without which a method does not fit into so short a run."""
 
 

@@ -1,4 +1,4 @@
-"""The nets of our own: parameter counts, shapes, names that can be tapped."""
+"""The nets for digits: parameter counts, shapes, names that can be tapped."""
 
 from __future__ import annotations
 
@@ -7,26 +7,6 @@ import torch
 
 from tutelage.engine.spec import ModelSpec
 from tutelage.models import ModelError, build_model
-
-
-@pytest.mark.parametrize(
-    ("name", "millions", "last"),
-    [("resnet20", 0.28, 64), ("resnet56", 0.86, 64), ("resnet8x4", 1.23, 256), ("resnet32x4", 7.43, 256)],
-)
-def test_cifar_resnets(name: str, millions: float, last: int) -> None:
-    built = build_model(f"cifar:{name}", outputs=100, input_shape=(3, 32, 32))
-    count = sum(parameter.numel() for parameter in built.module.parameters())
-    assert round(count / 1e6, 2) == millions
-    spec = ModelSpec.of(name, built.module, torch.randn(2, 3, 32, 32))
-    assert (spec.outputs, spec.head, spec.stages()) == (100, "head", ("layer1", "layer2", "layer3"))
-    assert spec.shape("layer3") == (last, 8, 8)
-    assert spec.shape("layer1")[1:] == (32, 32)
-    assert (built.mean, built.std) == (None, None)
-
-
-def test_cifar_resnet_takes_other_images() -> None:
-    built = build_model("cifar:resnet8x4", outputs=3, input_shape=(1, 20, 24))
-    assert built.module(torch.randn(2, 1, 20, 24)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch.distributed.tensor import DTensor
 import probes
 from support import Losses, Net, rows, train_config
 from tutelage import catalogue
+from tutelage.engine.combine import Combined
 from tutelage.engine.distributed import whole
 from tutelage.engine.loop import Trainer
 from tutelage.engine.method import Method
@@ -20,6 +21,9 @@ from tutelage.teachers.local import LocalTeacher
 
 
 def make_method(name: str, options: dict[str, Any]) -> Method:
+    """A probe, a method of the catalogue, or several with ``+`` between them."""
+    if "+" in name:
+        return Combined([make_method(part, {}) for part in name.split("+")], **options)
     if name in vars(probes):
         return vars(probes)[name]()
     found = catalogue.load(name)

@@ -182,7 +182,7 @@ def test_a_newer_version_is_refused_alone_with_the_way_out() -> None:
         ("1: 2", "the key '1' is no text"),
         ("data: [a", "line 1"),
         ("- a\n- b", 'a recipe is a mapping; got ["a", "b"]'),
-        ("", "a recipe is a mapping; got null"),
+        ("", "the recipe is empty; `tutelage recipes digits` prints one"),
         ("data: !!python/object/apply:os.system [ls]", "could not determine a constructor"),
         ("data: !!binary aGk=", "could not determine a constructor"),
     ],

@@ -19,7 +19,7 @@ def recipe_of(found: FoundStudy, arm: str, seed: int, trial: int) -> dict[str, A
     """A trial's recipe, with an untrained teacher in the trained one's place."""
     recipe = with_overrides(found.study.trial_recipe(arm, seed, trial), FIXED)
     if found.study.teacher:
-        recipe["teacher"] = {"model": found.study.teacher["student"]["model"]}
+        recipe["teacher"] = dict(found.study.teacher["student"])
     return recipe
 
 

@@ -33,13 +33,13 @@ STUDY = Study(
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Recipe]:
-    """Recipes by place of the run; a run gives its learning rate as accuracy."""
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[Path, Recipe]:
+    """Recipes by the folder they are run in; a run gives its learning rate as accuracy."""
     found = FoundStudy("kd", "baselines", STUDY, Path(__file__))
-    recipes: dict[str, Recipe] = {}
+    recipes: dict[Path, Recipe] = {}
 
     def finish_run(recipe: Recipe, folder: Path) -> dict[str, Any]:
-        recipes["/".join(folder.parts[-4:-1])] = recipe
+        recipes[folder] = recipe
         metrics = {"accuracy": recipe.train.optimizer.lr}
         return {"status": "done", "validation": metrics, "test": metrics, "seconds": 1.5}
 
@@ -55,35 +55,46 @@ def run(folder: Path) -> list[trials.Outcome]:
 
 
 def test_every_arm_of_a_seed_has_the_same_data_teacher_and_threads(
-    asked: dict[str, Recipe], tmp_path: Path
+    asked: dict[Path, Recipe], tmp_path: Path
 ) -> None:
-    outcomes = run(tmp_path)
+    outcomes = run(tmp_path / "kd")
     assert len(outcomes) == len(asked) == 5 + 5 * 2 * 2
     for seed in STUDY.seeds:
-        group = {place: recipe for place, recipe in asked.items() if f"/seed-{seed}/" in place}
-        teacher = group.pop(f"teacher/seed-{seed}/trial-0")
-        assert teacher.teacher is None
-        assert len(group) == 4
-        wanted = str(tmp_path / "teacher" / f"seed-{seed}" / "trial-0" / "run")
-        for recipe in (teacher, *group.values()):
-            assert (recipe.data.seed, recipe.train.seed, recipe.train.threads) == (seed, seed, 1)
+        group = {place: recipe for place, recipe in asked.items() if recipe.train.seed == seed}
+        (teacher,) = (place for place, recipe in group.items() if recipe.teacher is None)
+        assert len(group) == 5
+        for recipe in group.values():
+            assert (recipe.data.seed, recipe.train.threads) == (seed, 1)
             assert recipe.train.device == "cpu"
             assert recipe.output.report is False
-        for recipe in group.values():
-            assert recipe.teacher.run == wanted  # type: ignore[union-attr]
-    assert asked["kd/seed-0/trial-1"].method[0].loss_weight == 0.5  # type: ignore[attr-defined]
-    assert asked["none/seed-0/trial-1"].train.optimizer.lr == 0.1
+            assert recipe.teacher is None or recipe.teacher.run == str(teacher)  # type: ignore[union-attr]
+    students = [recipe for recipe in asked.values() if recipe.teacher and recipe.train.seed == 0]
+    assert {r.method[0].loss_weight for r in students if r.method[0].name == "kd"} == {0.9, 0.5}  # type: ignore[attr-defined]
+    rates = {r.train.optimizer.lr for r in students if r.method[0].name == "none"}
+    assert 0.1 in rates
+    assert len(rates) == 2
 
 
-def test_outcomes_hold_what_the_runs_gave(asked: dict[str, Recipe], tmp_path: Path) -> None:
-    outcome = next(o for o in run(tmp_path) if (o.arm, o.seed, o.trial) == ("none", 4, 1))
+def test_studies_side_by_side_run_a_shared_recipe_in_one_place(
+    asked: dict[Path, Recipe], tmp_path: Path
+) -> None:
+    run(tmp_path / "kd")
+    places = set(asked)
+    run(tmp_path / "another")
+    assert set(asked) == places
+    run(tmp_path / "other code" / "kd")
+    assert len(asked) == 2 * len(places)
+
+
+def test_outcomes_hold_what_the_runs_gave(asked: dict[Path, Recipe], tmp_path: Path) -> None:
+    outcome = next(o for o in run(tmp_path / "kd") if (o.arm, o.seed, o.trial) == ("none", 4, 1))
     assert outcome == trials.Outcome("none", 4, 1, "done", None, {"accuracy": 0.1}, {"accuracy": 0.1}, 1.5)
 
 
 def test_without_its_teacher_a_seed_fails(
-    asked: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: dict[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish_run = trials.finish_run
+    finish_run = trials.finish_run  # type: ignore[attr-defined]
 
     def teacher_fails(recipe: Recipe, folder: Path) -> dict[str, Any]:
         if recipe.teacher is None and recipe.train.seed == 1:
@@ -98,11 +109,11 @@ def test_without_its_teacher_a_seed_fails(
     assert all(
         "its teacher failed: ValueError: loss is nan" in str(o.error) for o in failed if o.arm != "teacher"
     )
-    assert not any(place.startswith(("kd/seed-1", "none/seed-1")) for place in asked)
+    assert not any(recipe.train.seed == 1 for recipe in asked.values())
 
 
 def test_a_metric_that_is_not_finite_fails_the_trial(
-    asked: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    asked: dict[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nan = {"status": "done", "validation": {}, "test": {"accuracy": float("nan")}, "seconds": 1.0}
     monkeypatch.setattr(trials, "finish_run", lambda recipe, folder: nan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -12,8 +13,10 @@ from typer.core import TyperGroup
 
 from tutelage.cli.compare import compare
 from tutelage.cli.doctor import doctor
+from tutelage.cli.explain import explain
 from tutelage.cli.failures import report_failure
 from tutelage.cli.methods import methods
+from tutelage.cli.processes import is_first_process, leave
 from tutelage.cli.recipes import recipes
 from tutelage.cli.report import report
 from tutelage.cli.reproduce import reproduce
@@ -36,6 +39,7 @@ Exit codes
   0 done   1 failed   2 wrong usage, recipe or data
   3 method, teacher and data do not fit together
   130, 143 stopped by Ctrl-C, SIGTERM; `tutelage resume` goes on
+  torchrun ends with 1 whatever went wrong, and lists these codes
 
 \b
 Tables go to standard output, progress and errors to standard error;
@@ -54,8 +58,12 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
+        if not is_first_process():
+            warnings.simplefilter("ignore")  # the first process says it
         try:
-            return super().invoke(ctx)
+            done = super().invoke(ctx)
+            leave()
+            return done
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
@@ -99,5 +107,5 @@ def _help(verb: Callable[..., None]) -> str:
     return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
 
 
-for _verb in (run, compare, resume, report, methods, recipes, taps, reproduce, doctor):
+for _verb in (run, compare, resume, report, explain, methods, recipes, taps, reproduce, doctor):
     app.command(help=_help(_verb))(_verb)

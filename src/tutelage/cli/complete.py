@@ -5,10 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 MODELS = (
+    "cifar:mobilenetv2",
     "cifar:resnet20",
     "cifar:resnet56",
     "cifar:resnet8x4",
     "cifar:resnet32x4",
+    "cifar:shufflenetv1",
+    "cifar:shufflenetv2",
+    "cifar:vgg8",
+    "cifar:vgg13",
+    "cifar:wrn-16-2",
+    "cifar:wrn-40-2",
     "digits:cnn-4-8-16",
     "digits:cnn-16-32-64",
     "digits:mlp-64-16",

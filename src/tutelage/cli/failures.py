@@ -6,8 +6,11 @@ import sys
 import traceback
 
 from tutelage.cli.output import complain
+from tutelage.cli.processes import one_complains
 
 FAILED, WRONG, UNFIT = 1, 2, 3
+
+_FOLLOWS = {"tutelage.engine.runtime.RankError"}
 
 _UNFIT = {"tutelage.engine.needs.PairingError"}
 _WRONG = {"tutelage.runs.folder.FolderError"}
@@ -17,16 +20,20 @@ _STOPPED = {"tutelage.engine.interrupt.Interrupted"}
 def report_failure(error: Exception, *, debug: bool) -> int | None:
     """Print the error in short, with its traceback where ``debug``, and return its exit code.
 
-    None, and nothing printed, for an error that nobody foresaw: its traceback is what helps.
+    Of several processes that fail, one prints. None, and nothing printed, for an error that nobody foresaw: its
+    traceback is what helps.
     """
     code = exit_code(error)
-    if code is None:
-        return None
-    if debug:
-        traceback.print_exception(error, file=sys.stderr)
-    message = str(error) or type(error).__name__
-    complain("stopped", message.removeprefix("stopped ")) if code > 128 else complain("error", message)
-    return code
+    with one_complains(follower=bool(_names(error) & _FOLLOWS)) as speaks:
+        if not speaks:
+            return FAILED if code is None else code
+        if code is None:
+            return None
+        if debug:
+            traceback.print_exception(error, file=sys.stderr)
+        message = str(error) or type(error).__name__
+        complain("stopped", message.removeprefix("stopped ")) if code > 128 else complain("error", message)
+        return code
 
 
 def exit_code(error: Exception) -> int | None:
@@ -34,7 +41,7 @@ def exit_code(error: Exception) -> int | None:
 
     Errors are known by name, so that none of their modules is imported for it.
     """
-    names = {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
+    names = _names(error)
     if names & _STOPPED:
         return 128 + int(getattr(error, "signal", 2))
     if names & _UNFIT:
@@ -50,6 +57,10 @@ def exit_code(error: Exception) -> int | None:
         if isinstance(error, OSError) or (_is_ours(error) and isinstance(error, RuntimeError))
         else None
     )
+
+
+def _names(error: Exception) -> set[str]:
+    return {f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__}
 
 
 def _is_ours(error: Exception) -> bool:

@@ -65,13 +65,6 @@ def complain(kind: str, message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 
-def is_first_process() -> bool:
-    """Whether this process is the one that prints, where `torchrun` started several."""
-    import os
-
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from tutelage.cli.arguments import Quiet
-from tutelage.cli.output import AsJson, is_first_process, kept_for_json, print_json
+from tutelage.cli.output import AsJson, kept_for_json, print_json
+from tutelage.cli.processes import is_first_process
 from tutelage.cli.run import print_result
 
 

@@ -9,7 +9,8 @@ import typer
 
 from tutelage.cli import figures
 from tutelage.cli.arguments import Overrides, Quiet, RecipeName, given_folder
-from tutelage.cli.output import AsJson, is_first_process, kept_for_json, print_json, print_table
+from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
+from tutelage.cli.processes import is_first_process
 
 
 def run(
@@ -93,6 +94,8 @@ def print_result(folder: Path, result: dict[str, Any]) -> None:
     columns = ["", "model", *shown, "parameters", "FLOPs", "latency"]
     title = f"{result.get('name')}: {split} metrics after {figures.duration(result.get('train_seconds'))} of training"
     print_table(columns, rows, title=title, right=columns[2:])
+    for name, table in (result.get("tables") or {}).items():
+        print_table(table["columns"], [list(map(_short, row)) for row in table["rows"]], title=name)
     report = folder / "report.html"
     typer.echo(f"student  {folder / 'student'}")
     typer.echo(f"report   {report}" if report.exists() else f"folder   {folder}")

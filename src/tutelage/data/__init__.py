@@ -8,6 +8,7 @@ from tutelage.data.source import (
     RowSource,
     SubsetSource,
     TensorSource,
+    row_ids,
     subset,
     targets,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "TorchSource",
     "describe_rows",
     "open_data",
+    "row_ids",
     "subset",
     "targets",
 ]

@@ -86,7 +86,7 @@ class ImageTable:
 
     def _open(self, entry: dict[str, Any] | None, row: int) -> Image:
         """The image with its pixels loaded, turned upright as its metadata says."""
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
 
         if entry is None or (entry["bytes"] is None and entry["path"] is None):
             raise DataError(f"the image of row {row} of split {self.split!r} is missing")
@@ -96,8 +96,10 @@ class ImageTable:
             image.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             place = f" ({entry['path']})" if entry["path"] else ""
+            reason = "no known image format" if isinstance(error, UnidentifiedImageError) else error
             raise DataError(
-                f"the image of row {row} of split {self.split!r}{place} cannot be read: {error}"
+                f"the image of row {row} of split {self.split!r}{place} cannot be read: {reason}; "
+                "mend or remove it"
             ) from error
         if image.mode not in _GREY | _COLOUR:
             raise DataError(

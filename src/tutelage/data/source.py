@@ -40,6 +40,11 @@ class RowSource(ABC):
     def target(self) -> Tensor | None:
         """Targets of all rows, ``[rows, ...]``, where they are at hand without fetching."""
 
+    @property
+    @abstractmethod
+    def ids(self) -> Tensor | None:
+        """Ids of all rows, ``[rows]`` int64, where they are at hand without fetching."""
+
     @abstractmethod
     def __len__(self) -> int: ...
 
@@ -73,6 +78,10 @@ class ArraySource(RowSource):
     @property
     def target(self) -> Tensor | None:
         return self._target
+
+    @property
+    def ids(self) -> Tensor | None:
+        return self.index
 
     def __len__(self) -> int:
         return len(self.index)
@@ -153,6 +162,11 @@ class SubsetSource(RowSource):
         known = self.source.target if isinstance(self.source, RowSource) else None
         return None if known is None else known[self.positions]
 
+    @property
+    def ids(self) -> Tensor | None:
+        known = self.source.ids if isinstance(self.source, RowSource) else None
+        return None if known is None else known[self.positions]
+
     def __len__(self) -> int:
         return len(self.positions)
 
@@ -184,6 +198,10 @@ class NoisySource(RowSource):
     def target(self) -> Tensor | None:
         return self.source.target
 
+    @property
+    def ids(self) -> Tensor | None:
+        return self.source.ids
+
     def __len__(self) -> int:
         return len(self.source)
 
@@ -212,16 +230,28 @@ def targets(source: Source) -> Tensor:
         DataError: rows without a target.
     """
     known = source.target if isinstance(source, RowSource) else None
-    if known is not None:
-        return known
+    return _fetched(source, "target") if known is None else known
+
+
+def row_ids(source: Source) -> Tensor:
+    """Ids of all rows, ``[rows]`` int64: what batches carry as ``index``.
+
+    Raises:
+        DataError: rows without an id.
+    """
+    known = source.ids if isinstance(source, RowSource) else None
+    return _fetched(source, "index") if known is None else known
+
+
+def _fetched(source: Source, field: str) -> Tensor:
     parts = []
     for start in range(0, len(source), 512):
-        batch = source.fetch(list(range(start, min(start + 512, len(source)))))
-        if batch.target is None:
-            raise DataError("these rows have no target (see data.target)")
-        parts.append(batch.target)
+        value = getattr(source.fetch(list(range(start, min(start + 512, len(source))))), field)
+        if value is None:
+            raise DataError(f"these rows have no {field}; see `data` in the recipe")
+        parts.append(value)
     if not parts:
-        raise DataError("no rows: there are no targets")
+        raise DataError(f"no rows: there is no {field}")
     return torch.cat(parts)
 
 

@@ -198,6 +198,8 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], str]:
         raise DataError(f"data.{name} is for the hub; {config.path!r} is a local path, so leave it out")
     if path.is_file() and path.suffix not in _FILES:
         raise DataError(f"data.path is the file {config.path!r}; allowed: {', '.join(_FILES)}, or a folder")
+    if path.is_file() and path.stat().st_size == 0:
+        raise DataError(f"data.path: the file {config.path!r} is empty; it needs a header and rows")
     with _quiet():
         try:
             if path.is_file():
@@ -208,6 +210,8 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], str]:
                 found = datasets.load_dataset(config.path, name=config.config, revision=config.revision)
         except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
             reason = str(error.__cause__ or error).strip().splitlines()
+            if local and "corresponds to no data" in str(error):
+                raise DataError(f"data.path {config.path!r} has no rows") from error
             where = (
                 "" if local else "is neither `digits`, a local path, nor a data set that the hub gives here: "
             )
@@ -234,13 +238,16 @@ def _content_digest(path: Path) -> str | None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the library's progress bars, which are then as they were."""
+    """Without the library's progress bars and complaints, which are then as they were."""
     import datasets
 
     shown = datasets.are_progress_bars_disabled() is False
+    level = datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
+        datasets.logging.set_verbosity(level)
         if shown:
             datasets.enable_progress_bars()

@@ -72,6 +72,10 @@ class TorchSource(RowSource):
     def target(self) -> Tensor | None:
         return None
 
+    @property
+    def ids(self) -> Tensor | None:
+        return torch.arange(len(self))
+
     def __len__(self) -> int:
         return len(self.dataset)
 

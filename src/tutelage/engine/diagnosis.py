@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
 
 def describe(ctx: Step, terms: dict[str, Tensor]) -> str:
-    """Which of inputs, targets and model outputs of the last micro-batch are not finite, and in which rows."""
+    """Which of inputs, targets and model outputs of the last micro-batch are not finite, and in which rows. All ranks
+    ask together and get one answer."""
     places = {
         "inputs": ctx.batch.inputs,
         "target": ctx.batch.target,
@@ -22,7 +23,8 @@ def describe(ctx: Step, terms: dict[str, Tensor]) -> str:
     for name, outputs in ctx.seen.items():
         places[f"{name} logits"] = outputs.stored_logits  # type: ignore[assignment]
         places |= {f"{name} tap {path}": value for path, value in outputs.features.items()}
-    found = [f"{place} (rows {rows})" for place, value in places.items() if (rows := _bad_rows(value, ctx))]
+    mine = [f"{place} (rows {rows})" for place, value in places.items() if (rows := _bad_rows(value, ctx))]
+    found = list(dict.fromkeys(place for each in ctx.setup.runtime.gather_objects(mine) for place in each))
     values = ", ".join(f"{name}={float(term):g}" for name, term in terms.items())
     if not found:
         return (

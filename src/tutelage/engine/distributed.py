@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -100,9 +101,12 @@ def replicate(module: TrainStep, *, find_unused: bool) -> DistributedDataParalle
     parameters are used may change."""
     device = next(module.parameters()).device
     ids: list[Any] | None = [device] if device.type != "cpu" else None
-    return DistributedDataParallel(
-        module, device_ids=ids, find_unused_parameters=find_unused, broadcast_buffers=False
-    )
+    with warnings.catch_warnings():
+        # What torch offers instead of `broadcast_buffers` still overwrites buffers at the start.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers`", category=FutureWarning)
+        return DistributedDataParallel(
+            module, device_ids=ids, find_unused_parameters=find_unused, broadcast_buffers=False
+        )
 
 
 def shard(module: nn.Module, blocks: Iterable[nn.Module] = ()) -> None:

@@ -166,7 +166,7 @@ class _Rows(Dataset[Batch]):
         return len(self.source)
 
     def __getitems__(self, entry: tuple[int, list[int]]) -> Batch:
-        # The epoch travels with the positions: a worker's copy of the source outlives an epoch, and loaders share sources.
+        # The epoch travels with the positions: a worker's copy of the source outlives it, and loaders share sources.
         epoch, positions = entry
         if hasattr(self.source, "set_epoch"):
             self.source.set_epoch(epoch)

@@ -17,7 +17,7 @@ from tutelage.engine.diagnosis import describe
 from tutelage.engine.distributed import replicate
 from tutelage.engine.ema import Ema
 from tutelage.engine.events import Events
-from tutelage.engine.finite import FiniteGuard
+from tutelage.engine.finite import FiniteGuard, check_terms
 from tutelage.engine.gradients import clip_, grad_norm
 from tutelage.engine.interrupt import Interrupted, StopRequest
 from tutelage.engine.loading import Loader, Sampler, ShuffleSampler, Source, Stream
@@ -219,7 +219,7 @@ class Trainer:
             self.progress.prepared = True
 
     def _train_step(self, micro: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
-        """One optimiser step over its micro-batches: the terms' values on this rank, and the gradient's norm."""
+        """One optimiser step over its micro-batches: the terms' values over all ranks, and the gradient's norm."""
         seed = derive_seed(self.config.seed, self.runtime.rank, self.step)
         seed_all(seed)
         self.setup.generator.manual_seed(seed)
@@ -236,6 +236,7 @@ class Trainer:
             for name, term in terms.items():
                 totals[name] = totals[name] + term.detach() if name in totals else term.detach()
         self.gradients.finish()
+        totals = self.runtime.mean(totals)  # what is not finite on one rank must stop all of them
         norm = self._update(contexts[-1], totals)
         with torch.no_grad():
             self.method.after_step(contexts[-1])
@@ -305,10 +306,11 @@ class Trainer:
 
     def _on_device(self, batch: Batch) -> Batch:
         """The batch on the device, with this epoch's views drawn."""
-        batch = batch.to(self.runtime.device)
         count = self.method.needs.views
-        rows = torch.ones(len(batch), dtype=torch.int64, device=self.runtime.device)
-        drawn = [self.views(batch, rows * (self.epoch * count + k)) for k in range(count)]
+        numbers = [torch.full((len(batch),), self.epoch * count + k) for k in range(count)]
+        draws = [self.views.draw(batch, view) for view in numbers]
+        batch = batch.to(self.runtime.device)
+        drawn = [self.views(batch, view, draw) for view, draw in zip(numbers, draws, strict=True)]
         return drawn[0].replace(views=drawn[1:])
 
     def dry_step(self) -> dict[str, float]:
@@ -316,6 +318,7 @@ class Trainer:
 
         Raises:
             ValueError: rows or outputs that the task refuses.
+            NonFiniteError: a term is not finite.
         """
         with seeded(self.config.seed):
             buffers = {name: value.clone() for name, value in self.whole.named_buffers()}
@@ -331,7 +334,9 @@ class Trainer:
                 self._put_back(buffers)
             if "student" in ctx.seen and len(ctx.batch) == len(ctx.seen["student"].logits):
                 self.task.check(ctx.batch, ctx.seen["student"])
-            return {name: float(term.mean.detach()) for name, term in terms.items()}
+            means = self.runtime.mean({name: term.mean.detach() for name, term in terms.items()})
+            check_terms(means, 0, lambda: describe(ctx, means))
+            return {name: float(mean) for name, mean in means.items()}
 
     @torch.no_grad()
     def _put_back(self, buffers: dict[str, Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from tutelage.engine.needs import Needs
-from tutelage.engine.types import Batch, Outputs, Taps, Terms
+from tutelage.engine.types import Batch, Outputs, Table, Taps, Terms
 from tutelage.recipe.config import MethodConfig
 from tutelage.recipe.schema import OptimizerConfig, ScheduleConfig
 
@@ -25,8 +25,9 @@ class Paper:
     """Where a method comes from. Catalogue, docs, citation and report are made from it."""
 
     title: str
-    venue: str
-    year: int
+    venue: str | None
+    """None, and no year, where there is no paper."""
+    year: int | None
     arxiv: str | None
     claim: str
     """The published claim in one sentence."""
@@ -125,3 +126,7 @@ class Method(nn.Module):
     def finish(self, student: nn.Module) -> nn.Module:
         """What ships. Default: the student as it is; whatever the method trained stays behind."""
         return student
+
+    def tables(self) -> dict[str, Table]:
+        """Rows for the report, by name, asked for once the student is trained. Default: none."""
+        return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,8 @@ if TYPE_CHECKING:
 
 
 def step_record(trainer: Trainer, totals: dict[str, Tensor], norm: Tensor) -> dict[str, Any]:
-    """The figures of the step just done, over all ranks: a function of the step, not of when one looks."""
-    values = torch.stack([*totals.values(), norm.to(torch.float32)]).double()
-    values[:-1] = trainer.runtime.sum(values[:-1]) / trainer.runtime.world
-    *terms, norm_value = values.tolist()
+    """The figures of the step just done: a function of the step, not of when one looks."""
+    *terms, norm_value = torch.stack([*totals.values(), norm.to(torch.float32)]).tolist()
     seconds = trainer.progress.seconds
     return {
         "step": trainer.step,
@@ -35,18 +34,17 @@ def step_record(trainer: Trainer, totals: dict[str, Tensor], norm: Tensor) -> di
 
 
 class MetricsLog:
-    """Callback that writes ``metrics.jsonl``. On resume, lines of later steps are dropped first.
-
-    Raises:
-        ImportError: a tracker's package is not installed.
-    """
+    """Callback that writes ``metrics.jsonl``, and to trackers, which `check_trackers` has found. On resume, lines of
+    later steps are dropped first."""
 
     def __init__(self, folder: Path, trackers: tuple[str, ...] = ()) -> None:
         self.path = folder / "metrics.jsonl"
         self._trackers = [_tracker(name, folder) for name in trackers]
 
     def on_fit_start(self, trainer: Trainer) -> None:
-        kept = [line for line in read_metrics(self.path) if line["step"] <= trainer.step]
+        # Test metrics come after the last step: they will be measured anew.
+        lines = read_metrics(self.path)
+        kept = [line for line in lines if line["step"] <= trainer.step and line.get("split") != "test"]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_name(".tmp-metrics.jsonl")
         beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
@@ -104,16 +102,29 @@ def _flat(line: dict[str, Any]) -> dict[str, float]:
     return values
 
 
-def _tracker(name: str, folder: Path) -> Any:
-    from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ValueError where a tracker's package is not installed."""
+    if not names:
+        return
+    from accelerate.tracking import get_available_trackers
 
-    if name not in [getattr(kind, "value", kind) for kind in get_available_trackers()]:
-        raise ImportError(
-            f"output.trackers names {name!r}, whose package is not installed: pip install {name}"
+    installed = [getattr(kind, "value", kind) for kind in get_available_trackers()]
+    missing = [name for name in names if name not in installed]
+    if missing:
+        raise ValueError(
+            f"output.trackers has {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed; "
+            f"pip install {' '.join(missing)}, or leave it out"
         )
+
+
+def _tracker(name: str, folder: Path) -> Any:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     tracker_class = LOGGER_TYPE_TO_CLASS[name]
-    arguments = {"logging_dir": str(folder)} if tracker_class.requires_logging_directory else {}
-    tracker = tracker_class(folder.name, **arguments)
+    if tracker_class.requires_logging_directory:
+        tracker = tracker_class(name, logging_dir=str(folder))
+    else:
+        tracker = tracker_class(folder.name)
     if hasattr(tracker, "start"):
         tracker.start()
     return tracker

@@ -4,16 +4,21 @@ process; Trainers are handed it and keep all state of their own."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class RankError(RuntimeError):
+    """Rank 0 failed at what the other ranks waited for; its own error says why."""
 
 
 class Runtime:
@@ -65,6 +70,21 @@ class Runtime:
             dist.all_reduce(tensor)
         return tensor
 
+    def mean(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Means over ranks of scalars by name, without gradients."""
+        if self.world == 1 or not values:
+            return values
+        total = self.sum(torch.stack([value.double() for value in values.values()]))
+        return dict(zip(values, (total / self.world).unbind(), strict=True))
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Every rank's value of a small plain object, in rank order, on every rank."""
+        if self.world == 1:
+            return [value]
+        found = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
     def broadcast_object(self, value: Any) -> Any:
         """Rank 0's value of a small plain object on every rank."""
         if self.world == 1:
@@ -73,18 +93,41 @@ class Runtime:
         dist.broadcast_object_list(box, src=0)
         return box[0]
 
+    def on_main(self, make: Callable[[], T]) -> T:
+        """What ``make`` gives on rank 0, a small plain object, on every rank.
+
+        Raises:
+            RankError: on the other ranks, where ``make`` raises on rank 0; so none of them is left waiting.
+        """
+        if self.world == 1:
+            return make()
+        if not self.is_main:
+            value, failure = self.broadcast_object(None)
+            if failure is not None:
+                raise RankError(failure)
+            return value  # type: ignore[no-any-return]
+        try:
+            value = make()
+        except Exception as error:
+            self.broadcast_object((None, f"{type(error).__name__} on rank 0: {error}"))
+            raise
+        self.broadcast_object((value, None))
+        return value
+
     def barrier(self) -> None:
         if self.world > 1:
             dist.barrier()
 
     @contextlib.contextmanager
     def main_first(self) -> Iterator[None]:
-        """Rank 0 runs the block before the others do (downloads, caches)."""
+        """Rank 0 runs the block before the others do (downloads, caches); where it fails there, they try too."""
         if not self.is_main:
             self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
+        try:
+            yield
+        finally:
+            if self.is_main:
+                self.barrier()
 
     def close(self) -> None:
         """Leave the process group, where this process is in one."""

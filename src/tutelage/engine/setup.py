@@ -10,6 +10,7 @@ from torch import nn
 from tutelage.engine.compile import compile_regions
 from tutelage.engine.distributed import over_all_ranks, shard
 from tutelage.engine.method import Method
+from tutelage.engine.needs import PairingError
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.spec import ModelSpec
 from tutelage.engine.step import TrainStep
@@ -39,7 +40,15 @@ def wire(
 
     Raises:
         TapError: a path that matches nothing.
+        PairingError: the method trains its teachers, and one of them cannot learn.
     """
+    trained = method.needs.teacher == "trained"
+    fixed = [name for name, teacher in teachers.items() if not teacher.offers.trainable]
+    if trained and fixed:
+        raise PairingError(
+            f"`{method.config.name}` trains its teachers; {', '.join(fixed)} cannot be trained (frozen or stored): "
+            "give a live model"
+        )
     spec = ModelSpec.of("student", student.model, student.normalise(example.inputs))
     first = next(iter(teachers.values())).spec if teachers else None
     taps = method.taps(first, spec)
@@ -56,7 +65,6 @@ def wire(
         teacher_logits=taps.teacher_logits,
         teachers={name: teacher.spec.resolve(wanted.get(name, ())) for name, teacher in teachers.items()},
     )
-    trained = method.needs.teacher == "trained"
     modules = {name: t.module for name, t in teachers.items() if t.module is not None}
     if compile_models:
         compile_regions(student.model, resolved.student)

@@ -102,7 +102,8 @@ class Step:
         teachers = self.setup.teachers
         if name is None and len(teachers) != 1:
             raise ValueError(
-                f"there are {len(teachers)} teachers ({', '.join(teachers) or 'none'}); give name="
+                f"the method takes one teacher, there are {len(teachers)} ({', '.join(teachers) or 'none'}); "
+                "give one, or choose by `ctx.teacher(name=…)`"
             )
         name = next(iter(teachers)) if name is None else name
         if name not in teachers:

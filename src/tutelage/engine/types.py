@@ -187,3 +187,11 @@ class Taps:
     student_logits: bool = True
     teacher_logits: bool = True
     teachers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class Table:
+    """Rows for the report, with the names of their columns."""
+
+    columns: list[str]
+    rows: list[list[Any]]

@@ -10,7 +10,7 @@ from torch import Tensor
 from tutelage.functional.checks import check_positive, check_same_shape
 from tutelage.functional.reductions import masked_mean, upcast
 
-__all__ = ["kd_loss"]
+__all__ = ["entropy", "forward_kl", "kd_loss", "reverse_kl"]
 
 
 def kd_loss(
@@ -40,14 +40,65 @@ def kd_loss(
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2.
     """
-    check_positive("temperature", temperature)
     check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
-    log_student = tempered(student_logits, temperature).log_softmax(-1)
-    log_teacher = tempered(teacher_logits.detach(), temperature).log_softmax(-1)
-    divergence = (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+    divergence = forward_kl(student_logits, teacher_logits, temperature)
     if isinstance(weight, Tensor) and weight.dim():
         check_same_shape(weight=weight, rows=divergence)
     return masked_mean(divergence * weight, mask) * temperature**2
+
+
+def forward_kl(
+    student_logits: Float[Tensor, "*rows classes"],
+    teacher_logits: Float[Tensor, "*rows classes"],
+    temperature: float | int = 1.0,
+) -> Float[Tensor, "*rows"]:
+    """``KL(p_t || p_s)`` of each row, ``p = softmax(logits / temperature)``: it spreads the student over all that the
+    teacher holds possible.
+
+    Args:
+        student_logits: ``[..., classes]``.
+        teacher_logits: ``[..., classes]``; detached.
+        temperature: softens both sides; above 0. Its square is no factor here.
+
+    Returns:
+        ``[...]`` in nats, at least float32.
+
+    Raises:
+        ValueError: shapes do not agree, or the temperature is not above 0.
+    """
+    log_student, log_teacher = _log_probabilities(student_logits, teacher_logits, temperature)
+    return (log_teacher.exp() * (log_teacher - log_student)).sum(-1)
+
+
+def reverse_kl(
+    student_logits: Float[Tensor, "*rows classes"],
+    teacher_logits: Float[Tensor, "*rows classes"],
+    temperature: float | int = 1.0,
+) -> Float[Tensor, "*rows"]:
+    """``KL(p_s || p_t)`` of each row: it draws the student to where the teacher is most certain. The gradient reaches
+    the student through both factors. Otherwise as `forward_kl`."""
+    log_student, log_teacher = _log_probabilities(student_logits, teacher_logits, temperature)
+    return (log_student.exp() * (log_student - log_teacher)).sum(-1)
+
+
+def entropy(logits: Float[Tensor, "*rows classes"], temperature: float | int = 1.0) -> Float[Tensor, "*rows"]:
+    """Entropy of each row of ``softmax(logits / temperature)``, in nats, at least float32: from 0 to log classes.
+
+    Raises:
+        ValueError: the temperature is not above 0.
+    """
+    check_positive("temperature", temperature)
+    log_probabilities = tempered(logits, temperature).log_softmax(-1)
+    return -(log_probabilities.exp() * log_probabilities).sum(-1)
+
+
+def _log_probabilities(
+    student_logits: Tensor, teacher_logits: Tensor, temperature: float | int
+) -> tuple[Tensor, Tensor]:
+    check_positive("temperature", temperature)
+    check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
+    log_student = tempered(student_logits, temperature).log_softmax(-1)
+    return log_student, tempered(teacher_logits.detach(), temperature).log_softmax(-1)
 
 
 def tempered(logits: Float[Tensor, "*shape"], temperature: float | int) -> Float[Tensor, "*shape"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
@@ -31,6 +32,11 @@ def masked_mean(
     check_same_shape(values=values, mask=mask)
     counted = mask != 0
     return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def mean_squared(student: Float[Tensor, "*shape"], teacher: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """Mean squared difference over all entries; without entries 0 with a zero gradient."""
+    return F.mse_loss(student, teacher, reduction="sum") / max(student.numel(), 1)
 
 
 def keep_rows(mask: Shaped[Tensor, " batch"] | None, *tensors: Tensor) -> tuple[Tensor, ...]:

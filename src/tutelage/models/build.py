@@ -9,7 +9,7 @@ from torch import nn
 
 from tutelage.engine.rng import seeded
 from tutelage.models.built import BuiltModel, Channels, channels
-from tutelage.models.cifar import cifar_resnet
+from tutelage.models.cifar import cifar_net
 from tutelage.models.digits import digits_net
 from tutelage.models.names import ModelError, parse_name
 from tutelage.models.weights import Weights, find_weights, load_strict
@@ -84,7 +84,7 @@ def _build_own(
             raise ModelError(
                 f"{config.model} takes images [channels, height, width]; got {list(input_shape)}"
             )
-        module = cifar_resnet(name, classes, input_shape[0])
+        module = cifar_net(name, classes, input_shape[0])
     else:
         _check_options(config, ("head_bias",))
         module = digits_net(name, classes, input_shape, head_bias=bool(config.options.get("head_bias", True)))

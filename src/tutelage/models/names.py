@@ -14,7 +14,18 @@ FAMILIES = {
 }
 """Where architectures come from, each with an example."""
 
-CIFAR = ("resnet20", "resnet56", "resnet8x4", "resnet32x4")
+CIFAR = (
+    *(f"resnet{depth}" for depth in (8, 14, 20, 32, 44, 56, 110)),
+    *("resnet8x4", "resnet32x4"),
+    *("wrn-16-1", "wrn-16-2", "wrn-40-1", "wrn-40-2"),
+    *("vgg8", "vgg13", "vgg16", "vgg19"),
+    *("mobilenetv2", "shufflenetv1", "shufflenetv2"),
+)
+"""Published names of the `cifar:` nets; other depths and widths can be written likewise."""
+CIFAR_NAME = re.compile(
+    r"resnet(?P<resnet>[1-9]\d{0,3})(x4)?|wrn-(?P<wrn>[1-9]\d{0,3})-(?P<factor>[1-9]\d?)|vgg(?P<vgg>8|13|16|19)"
+    r"|mobilenetv2|shufflenetv[12]"
+)
 DIGITS = re.compile(r"(mlp|cnn)((?:-[1-9]\d{0,3})+)")
 
 
@@ -31,7 +42,7 @@ def parse_name(name: str) -> tuple[str, str]:
     family, separator, rest = name.partition(":")
     if not separator or family not in FAMILIES:
         raise ModelError(_without_family(name))
-    if family == "cifar" and rest not in CIFAR:
+    if family == "cifar" and not CIFAR_NAME.fullmatch(rest):
         raise ModelError(
             f"unknown model {name!r}; did you mean {_spelt('cifar', nearest(rest, CIFAR) or CIFAR)}?"
         )

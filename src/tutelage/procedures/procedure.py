@@ -9,18 +9,11 @@ from torch import nn
 
 from tutelage.engine.method import Kind, Paper
 from tutelage.engine.needs import Needs
+from tutelage.engine.types import Table
 from tutelage.recipe.config import MethodConfig
 
 if TYPE_CHECKING:
     from tutelage.procedures.run import Run
-
-
-@dataclass
-class Table:
-    """Rows for the report, with the names of their columns."""
-
-    columns: list[str]
-    rows: list[list[Any]]
 
 
 @dataclass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -62,16 +63,21 @@ class Run:
         self.show_progress, self.callbacks = show_progress, tuple(callbacks)
         self.seed = recipe.train.seed
         self.trained_seconds = 0.0
+        self._stack = ExitStack()
+
+    def close(self) -> None:
+        """End what stages log to."""
+        self._stack.close()
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``make`` gives: tensors and plain JSON values by name. It runs once; a resumed run reads it back."""
+        """What ``make`` gives: tensors and plain JSON values by name. It runs once, on rank 0 alone; a resumed run and
+        the other ranks read it back."""
         if self.folder is None:
             return make()
         path = self.folder / "once" / f"{name}.json"
-        if not path.exists():
-            if self.runtime.is_main:
-                _write(path, make())
-            self.runtime.barrier()
+        if self.runtime.is_main and not path.exists():
+            _write(path, make())
+        self.runtime.barrier()
         value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         tensors = path.with_suffix(".safetensors")
         return value | (load_file(tensors) if tensors.exists() else {})
@@ -95,7 +101,8 @@ class Run:
         train = type(train).model_validate(train.model_dump() | changes)
         place = self.folder / "stages" / name if self.folder else None
         own: list[object] = [progress(name)] if self.show_progress and self.runtime.is_main else []
-        own += [MetricsLog(place)] if place and self.runtime.is_main else []
+        if place and self.runtime.is_main:
+            own.append(self._stack.enter_context(closing(MetricsLog(place, self.recipe.output.trackers))))
         trainer = Trainer(
             self.runtime,
             student,
@@ -152,6 +159,7 @@ class Run:
             callbacks=self.callbacks,
         )
         client.seed = derive_seed(self.seed, "client", i) % 2**31
+        self._stack.callback(client.close)
         return client
 
     def predictor(self, model: nn.Module, taps: tuple[str, ...] = ()) -> Callable[[Batch], Outputs]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self, get_args, get_origin
+from typing import Any, Literal, Self, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -119,14 +119,16 @@ class Range:
 
 
 class MethodConfig(Config):
-    """Options that every method has; a method's own ``Config`` adds its hyper-parameters with their bounds.
-
-    ``search`` names those of them that a comparison tunes, beside the learning rate that it tunes for every method.
-    """
-
-    search: ClassVar[Mapping[str, Range]] = {}
+    """Options that every method has; a method's own ``Config`` adds its hyper-parameters with their bounds."""
 
     name: str = Field(description="Catalogue name of the method.", min_length=1)
     weight: float = Field(
         1.0, ge=0, description="Factor on the method's terms where several methods are combined."
     )
+
+    @classmethod
+    def search(cls) -> dict[str, Range]:
+        """Options that a comparison tunes, beside the learning rate that it tunes for every method. By default the
+        method's ``loss_weight``, from a quarter of its default to four times it, where it has one."""
+        weight = cls.model_fields.get("loss_weight")
+        return {} if weight is None else {"loss_weight": Range.around(weight.default)}

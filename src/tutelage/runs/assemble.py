@@ -17,7 +17,8 @@ from tutelage.engine.evaluate import evaluate
 from tutelage.engine.loading import Source
 from tutelage.engine.loop import Trainer
 from tutelage.engine.method import Method
-from tutelage.engine.needs import PairingError, Setting, check_pairing
+from tutelage.engine.metrics import check_trackers
+from tutelage.engine.needs import PairingError
 from tutelage.engine.rng import derive_seed
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.types import Batch, Outputs
@@ -27,6 +28,7 @@ from tutelage.models import BuiltModel, build_model
 from tutelage.procedures.procedure import Procedure
 from tutelage.procedures.run import Run
 from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
+from tutelage.runs.checks import check_evaluation, check_fit
 from tutelage.runs.teachers import TeacherModel, teacher_model
 from tutelage.tasks import Task, build_task
 from tutelage.teachers.local import LocalTeacher
@@ -48,6 +50,11 @@ class Assembly:
     @property
     def name(self) -> str:
         return "+".join(method.name for method in self.recipe.method)
+
+    @property
+    def trained_teachers(self) -> dict[str, LocalTeacher]:
+        """Teachers that learn with the student, by name."""
+        return self.teachers if self.method.needs.teacher == "trained" else {}
 
     @property
     def loaders(self) -> dict[str, Source]:
@@ -112,10 +119,16 @@ class Assembly:
         if best is None:
             return None
         return Validation(
-            lambda trainer: self.evaluate(trainer.predict, self.data.validation),
-            self.recipe.evaluation.every,
-            (best, self.task.higher_is_better[best]),
+            self._on_validation, self.recipe.evaluation.every, (best, self.task.higher_is_better[best])
         )
+
+    def _on_validation(self, trainer: Trainer) -> dict[str, float]:
+        """The student's metrics, and under ``<teacher>.<metric>`` those of teachers that learn too."""
+        metrics = self.evaluate(trainer.predict, self.data.validation)
+        for name, teacher in self.trained_teachers.items():
+            theirs = self.evaluate(teacher.outputs, self.data.validation)
+            metrics |= {f"{name}.{metric}": value for metric, value in theirs.items()}
+        return metrics
 
     def best_metric(self) -> str | None:
         """The validation metric that says which checkpoint is best; none without validation data."""
@@ -145,9 +158,15 @@ class Assembly:
 
 
 def assemble(
-    recipe: Recipe, *, student: nn.Module | None = None, data: Data | None = None, dry: bool = False
+    recipe: Recipe,
+    *,
+    student: nn.Module | None = None,
+    data: Data | None = None,
+    dry: bool = False,
+    show_progress: bool | None = None,
 ) -> Assembly:
-    """Build everything that a recipe names. ``dry``: a teacher that would be trained first gets random weights.
+    """Build everything that a recipe names. ``dry``: a teacher that would be trained first gets random weights;
+    ``show_progress``: of such training.
 
     Raises:
         PairingError: method, teachers, data and launch do not fit together; every reason at once.
@@ -167,7 +186,8 @@ def assemble(
     built = normalised(built, recipe.student, data)
     example = to_float(data.train.fetch(list(range(min(2, len(data.train))))))
     models = {
-        name: teacher_model(config, data, recipe, dry=dry) for name, config in teacher_configs(recipe).items()
+        name: teacher_model(config, data, recipe, runtime, dry=dry, show_progress=show_progress)
+        for name, config in teacher_configs(recipe).items()
     }
     teachers = {
         name: LocalTeacher(
@@ -178,8 +198,9 @@ def assemble(
     for teacher in teachers.values():
         teacher.held.to(runtime.device)
     method = build_method(recipe)
-    _check_metrics(recipe, task)
-    _check(recipe, method, teachers, data, runtime)
+    check_evaluation(recipe, task, data)
+    check_trackers(recipe.output.trackers)
+    check_fit(recipe, method, teachers, data, runtime)
     if method.needs.teacher != "trained":
         for teacher in teachers.values():
             teacher.freeze()
@@ -215,47 +236,6 @@ def normalised(built: BuiltModel, config: ModelConfig, data: Data) -> BuiltModel
     if config.mean is not None or config.std is not None:
         return built._replace(mean=config.mean or (0.0,), std=config.std or (1.0,))
     return built if built.mean is not None else built._replace(mean=data.info.mean, std=data.info.std)
-
-
-def _check(
-    recipe: Recipe,
-    method: Method | Procedure,
-    teachers: dict[str, LocalTeacher],
-    data: Data,
-    runtime: Runtime,
-) -> None:
-    name = "+".join(config.name for config in recipe.method)
-    sources = {"train"} | ({"validation"} if data.validation is not None else set())
-    setting = Setting(
-        task=recipe.task,
-        fields=frozenset(data.info.fields),
-        loaders=frozenset(sources),
-        views=64 if recipe.data.views else 1,
-        sharding=runtime.sharding,
-    )
-    reasons = check_pairing(
-        name, method.needs, {n: teacher.offers for n, teacher in teachers.items()}, setting
-    )
-    for title, teacher in teachers.items():
-        if teacher.spec.outputs != data.info.outputs:
-            reasons.append(
-                f"teacher `{title}` gives {teacher.spec.outputs} outputs, the data has {data.info.outputs} "
-                f"({recipe.data.path}); give a teacher for these classes, or train one by `teacher: {{recipe: …}}`"
-            )
-    if reasons:
-        raise PairingError("\n".join(reasons))
-
-
-def _check_metrics(recipe: Recipe, task: Task) -> None:
-    """Names of metrics are refused before anything is trained."""
-    early = recipe.train.early_stop
-    wanted = {"evaluation.best": recipe.evaluation.best, "train.early_stop.metric": early and early.metric}
-    wanted |= {f"evaluation.metrics.{i}": name for i, name in enumerate(recipe.evaluation.metrics)}
-    unknown = [
-        f"{field} is {name!r}" for field, name in wanted.items() if name and name not in task.higher_is_better
-    ]
-    if unknown:
-        raise ValueError(f"{'; '.join(unknown)}; {task.name} has {', '.join(task.higher_is_better)}")
 
 
 class Remembered:

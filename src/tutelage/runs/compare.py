@@ -12,8 +12,10 @@ import joblib
 import torch
 
 import tutelage.recipe as recipes
+from tutelage import catalogue
 from tutelage.engine.checkpoint import FolderLock
 from tutelage.engine.interrupt import Interrupted
+from tutelage.engine.needs import Needs
 from tutelage.recipe.schema import Recipe
 from tutelage.runs.batch import (
     BatchProgress,
@@ -63,7 +65,7 @@ def compare(
         jobs: runs side by side, each in a process of its own. A run has ``train.threads`` threads (1 where the recipe
             leaves them out) whatever ``jobs`` is, so the figures do not depend on it; the seconds may. Left out: as
             many as the processor has cores for; 1 on an accelerator.
-        trials: runs that each method gets for tuning its learning rate and what its ``Config.search`` names, on
+        trials: runs that each method gets for tuning its learning rate and what its ``Config.search()`` names, on
             validation data alone, with a seed that is not compared; the first is the recipe as it stands. 0: nothing
             is tuned. The JSON says what was tried, in which ranges, and the seconds.
         progress: show progress on standard error; left out: yes.
@@ -221,6 +223,8 @@ def _shared(recipe: Json) -> Json:
 
 def _write(path: Path, plan: Plan, runs: Mapping[Key, Json], seconds: float) -> Json:
     done = [key for key in plan.recipes if key in runs and runs[key]["status"] == "done"]
+    # A teacher that learns beside a student is not the one that the others share.
+    done.sort(key=lambda key: _trains_its_teacher(plan.options[key[0]]["name"]))
     first = (read_json(path / _place(done[0]) / "result.json") or {}) if done else {}
     environment = read_json(path / _place(done[0]) / "environment.json") if done else None
     table = {
@@ -241,6 +245,11 @@ def _write(path: Path, plan: Plan, runs: Mapping[Key, Json], seconds: float) -> 
     }
     write_json(path / FILE, table)
     return table
+
+
+def _trains_its_teacher(name: str) -> bool:
+    needs: Needs = catalogue.load(name).needs
+    return needs.teacher == "trained"
 
 
 def _entry(seed: int, place: str, result: Json, metric: str) -> Json:

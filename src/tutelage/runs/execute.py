@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,17 @@ from tutelage.data import Data
 from tutelage.engine.interrupt import Interrupted
 from tutelage.engine.method import Method
 from tutelage.engine.metrics import MetricsLog
-from tutelage.engine.progress import LiveProgress, PlainProgress
-from tutelage.engine.progress import progress as show
+from tutelage.engine.progress import progress as display
+from tutelage.engine.runtime import Runtime
 from tutelage.engine.taps import Tapped, outputs_of
-from tutelage.engine.types import Batch, Outputs
+from tutelage.engine.types import Batch, Outputs, Table
 from tutelage.engine.views import to_float
 from tutelage.models import BuiltModel, load_model, profile_model, save_model
 from tutelage.procedures.procedure import Artifacts, Procedure
 from tutelage.recipe.schema import Recipe
+from tutelage.runs.analysis import analyse
 from tutelage.runs.assemble import Assembly, Remembered, assemble
+from tutelage.runs.checks import check_rows
 from tutelage.runs.folder import RunFolder, environment
 
 RecipeSource = Recipe | str | Path | Mapping[str, Any]
@@ -56,7 +58,7 @@ def distill(
         recipe: a `Recipe`, a mapping, or the name or path of a recipe file.
         folder: where the run is written; else ``output.dir``, else ``runs/<recipe>-<method>-<seed>``.
         resume: go on with what the folder holds; a finished run is read back.
-        progress: show it; none: where this is the main process.
+        progress: show it, and that of a teacher trained first; left out: yes. The main process alone shows any.
         student, data: a model and data from Python, in place of the recipe's.
         callbacks: objects that listen to the run's events (`tutelage.engine.events`).
 
@@ -67,16 +69,18 @@ def distill(
     """
     loaded, title = _load(recipe)
     path = Path(folder or loaded.output.dir or Path("runs") / f"{title}-{_name(loaded)}-{loaded.train.seed}")
-    opened = RunFolder(path, loaded, resume=resume)
-    finished = opened.result
-    if finished is not None and finished["status"] == "done":
-        return RunResult(path, finished, load_model(path / "student").module.eval())
     with _threads(loaded.train.threads):
-        plan = _dry_run(loaded, student, data)
-        with _written(opened, plan.runtime.is_main):
-            assembly = assemble(loaded, student=student, data=plan.data)
-            display = progress is not False and assembly.runtime.is_main
-            return _run(assembly, path, opened, display, tuple(callbacks))
+        runtime = Runtime(loaded.train.device, loaded.train.precision)
+        opened = RunFolder(path, loaded, runtime, resume=resume)
+        if not opened.finished():
+            plan = _dry_run(loaded, student, data)
+            with opened:
+                if not opened.finished():  # another process may have ended it meanwhile
+                    assembly = assemble(loaded, student=student, data=plan.data, show_progress=progress)
+                    return _run(assembly, opened, progress is not False, tuple(callbacks))
+        result = opened.finished()
+        assert result is not None
+        return RunResult(path, result, load_model(path / "student").module.eval())
 
 
 def check(
@@ -143,6 +147,7 @@ def _name(recipe: Recipe) -> str:
 def _dry_run(recipe: Recipe, student: nn.Module | None, data: Data | None) -> Assembly:
     """Everything but the teachers' training, and one batch; an error here has cost nothing."""
     assembly = assemble(recipe, student=student, data=data, dry=True)
+    check_rows(assembly.data, assembly.task)
     if isinstance(assembly.method, Method):
         assembly.trainer(None).dry_step()
     else:
@@ -154,94 +159,98 @@ def _dry_run(recipe: Recipe, student: nn.Module | None, data: Data | None) -> As
 
 
 def _run(
-    assembly: Assembly, path: Path, opened: RunFolder, display: bool, listeners: tuple[object, ...]
+    assembly: Assembly, opened: RunFolder, show_progress: bool, listeners: tuple[object, ...]
 ) -> RunResult:
     started = time.perf_counter()
-    main = assembly.runtime.is_main
-    log = MetricsLog(path, assembly.recipe.output.trackers) if main else None
-    if main:
-        opened.write_json("environment.json", environment(assembly.runtime.device))
-    shown = show(f"{assembly.name} seed {assembly.recipe.train.seed}") if display else None
-    own = tuple(callback for callback in (log, shown) if callback is not None)
-    status, error = "failed", None
+    own: list[Any] = []
+    one_loop = isinstance(assembly.method, Method)  # a procedure's stages log and show for themselves
+    if assembly.runtime.is_main and one_loop:
+        own.append(MetricsLog(opened.path, assembly.recipe.output.trackers))
+        if show_progress:
+            own.append(display(f"{assembly.name} seed {assembly.recipe.train.seed}"))
+    opened.write_json("environment.json", environment(assembly.runtime.device))
+    result, ending = _identity(assembly), {"status": "failed", "error": None}
     try:
-        outcome = _train(assembly, path, (*own, *listeners), display)
-        status = "done"
+        student = _train(assembly, opened.path, result, (*own, *listeners), show_progress)
+        ending["status"] = "done"
     except Interrupted:
-        status = "stopped"
+        ending["status"] = "stopped"
         raise
-    except Exception as caught:
-        error = f"{type(caught).__name__}: {caught}"
+    except Exception as error:
+        ending["error"] = f"{type(error).__name__}: {error}"
         raise
     finally:
         for callback in own:
-            callback.close()  # type: ignore[attr-defined]
-        if status != "done" and main:
-            opened.write_json("result.json", {"status": status, "error": error, **_identity(assembly)})
-    if not main:
-        return RunResult(path, outcome.result, outcome.student)
-    outcome.result |= {"status": status, "error": None, "seconds": time.perf_counter() - started}
-    save_model(outcome.built._replace(module=outcome.student), path / "student")
-    opened.write_json("result.json", outcome.result)
-    if assembly.recipe.output.report:
-        from tutelage.report import write_report
+            callback.close()
+        if ending["status"] != "done":
+            opened.write_json("result.json", ending | _identity(assembly))
+    result |= ending
 
-        write_report([path])
-    return RunResult(path, outcome.result, outcome.student)
+    def finish() -> dict[str, Any]:
+        """Rank 0 measures and writes."""
+        _add_profiles(result, assembly, student)
+        save_model(assembly.student._replace(module=student), opened.path / "student")
+        for name, teacher in assembly.trained_teachers.items():
+            built = assembly.teacher_models[name].built._replace(module=teacher.held.model)
+            save_model(built, opened.path / "teachers" / name)
+        result["seconds"] = time.perf_counter() - started
+        opened.write_json("result.json", result)
+        if assembly.recipe.output.report:
+            from tutelage.report import write_report
+
+            if analysis := _analysis(assembly, student):
+                opened.write_json("analysis.json", analysis)
+            write_report([opened.path])
+        return result
+
+    return RunResult(opened.path, assembly.runtime.on_main(finish), student)
 
 
-@dataclass
-class _Outcome:
-    result: dict[str, Any]
-    student: nn.Module
-    built: BuiltModel
-
-
-def _train(assembly: Assembly, path: Path, callbacks: tuple[object, ...], display: bool) -> _Outcome:
-    result = _identity(assembly)
+def _train(
+    assembly: Assembly,
+    path: Path,
+    result: dict[str, Any],
+    callbacks: tuple[object, ...],
+    show_progress: bool,
+) -> nn.Module:
+    """The student that ships; what is known of it goes into ``result``."""
     if isinstance(assembly.method, Procedure):
-        artifacts = assembly.method.run(
-            assembly.procedure_run(path, show_progress=display, callbacks=_own(callbacks))
-        )
+        work = assembly.procedure_run(path, show_progress=show_progress, callbacks=callbacks)
+        with closing(work):
+            artifacts = assembly.method.run(work)
         result |= _procedure_result(artifacts)
-        student = artifacts.student or assembly.student.module
-    else:
-        trainer = assembly.trainer(path / "checkpoints", callbacks)
-        trainer.fit()
-        student = trainer.finished()
-        progress = trainer.progress
-        result |= {
-            "steps": trainer.step,
-            "epochs": trainer.step / trainer.loader.steps_per_epoch,
-            "train_seconds": progress.seconds,
-            "stopped_early": progress.stopped_early,
-            "best": {
-                "step": progress.best_step,
-                "metric": assembly.best_metric(),
-                "value": _best_value(assembly, progress.best),
-            },
-        } | _evaluations(assembly, student)
-        for callback in callbacks:
-            if isinstance(callback, MetricsLog):
-                for split in ("validation", "test"):
-                    if result[split]:
-                        callback.evaluation(split, trainer.step, trainer.epoch, result[split])
+        return artifacts.student or assembly.student.module
+    trainer = assembly.trainer(path / "checkpoints", callbacks)
+    trainer.fit()
+    student = trainer.finished()
+    progress = trainer.progress
+    result |= {
+        "steps": trainer.step,
+        "epochs": trainer.step / trainer.loader.steps_per_epoch,
+        "train_seconds": progress.seconds,
+        "stopped_early": progress.stopped_early,
+        "tables": _tables(assembly.method.tables()),
+        "best": {
+            "step": progress.best_step,
+            "metric": assembly.best_metric(),
+            "value": _best_value(assembly, progress.best),
+        },
+    } | _evaluations(assembly, student)
+    for callback in callbacks:
+        if isinstance(callback, MetricsLog) and result["test"]:
+            callback.evaluation("test", trainer.step, trainer.epoch, result["test"])
+    return student
+
+
+def _add_profiles(result: dict[str, Any], assembly: Assembly, student: nn.Module) -> None:
+    """Parameters, FLOPs and latency of the student and its teachers."""
     result["student"] = {
         "model": assembly.recipe.student.model,
         **_profile(assembly, student, assembly.student),
     }
     for name, model in assembly.teacher_models.items():
-        teacher = result["teachers"].setdefault(name, {})
-        teacher |= {
-            "model": model.name,
-            **_profile(assembly, assembly.teachers[name].held.model, model.built),
-        }
-    return _Outcome(result, student, assembly.student)
-
-
-def _own(callbacks: tuple[object, ...]) -> tuple[object, ...]:
-    """The user's callbacks: a procedure's Trainers bring log and display of their own."""
-    return tuple(c for c in callbacks if not isinstance(c, (MetricsLog, LiveProgress, PlainProgress)))
+        profile = _profile(assembly, assembly.teachers[name].held.model, model.built)
+        result["teachers"][name] = {**result["teachers"].get(name, {}), "model": model.name, **profile}
 
 
 def _identity(assembly: Assembly) -> dict[str, Any]:
@@ -257,30 +266,57 @@ def _identity(assembly: Assembly) -> dict[str, Any]:
 
 
 def _procedure_result(artifacts: Artifacts) -> dict[str, Any]:
-    tables = {
-        name: {"columns": table.columns, "rows": table.rows} for name, table in artifacts.tables.items()
-    }
+    tables = _tables(artifacts.tables)
     return {"test": artifacts.metrics, "validation": {}, "tables": tables, **artifacts.figures}
+
+
+def _tables(tables: Mapping[str, Table]) -> dict[str, Any]:
+    return {name: {"columns": table.columns, "rows": table.rows} for name, table in tables.items()}
 
 
 def _evaluations(assembly: Assembly, student: nn.Module) -> dict[str, Any]:
     """Metrics of what ships, and of the teachers, on validation and test data. Agreement is with the first teacher."""
-    device = assembly.runtime.device
-    held = Tapped(student, mean=assembly.student.mean, std=assembly.student.std).to(device).eval()
+    predict = _predictor(assembly, student)
+    students: dict[str, dict[str, float]] = {}
+    teachers: dict[str, dict[str, dict[str, float]]] = {name: {} for name in assembly.teachers}
+    for split, source in (("validation", assembly.data.validation), ("test", assembly.data.test)):
+        # Ids are unique within a split only, so each split is remembered apart.
+        remembered = {name: Remembered(teacher) for name, teacher in assembly.teachers.items()}
+        students[split] = assembly.evaluate(predict, source, next(iter(remembered.values()), None))
+        for name, teacher in remembered.items():
+            teachers[name][split] = assembly.evaluate(teacher, source)
+    return {"validation": students["validation"], "test": students["test"] or None, "teachers": teachers}
+
+
+def _analysis(assembly: Assembly, student: nn.Module) -> dict[str, Any] | None:
+    """What the report shows of single answers; for a classifier that one training loop made, on held-out rows."""
+    split = "test" if assembly.data.test is not None else "validation"
+    source = assembly.data.test if assembly.data.test is not None else assembly.data.validation
+    if source is None or assembly.task.name != "classification" or isinstance(assembly.method, Procedure):
+        return None
+    teacher = next(iter(assembly.teachers.values()), None)
+    found = analyse(
+        _predictor(assembly, student),
+        None if teacher is None else teacher.outputs,
+        source,
+        classes=assembly.task.outputs,
+        class_names=assembly.data.info.class_names,
+        batch_size=assembly.recipe.evaluation.batch_size,
+        device=assembly.runtime.device,
+    )
+    return {"split": split, **found}
+
+
+def _predictor(assembly: Assembly, student: nn.Module) -> Callable[[Batch], Outputs]:
+    """The student's outputs of a batch, normalised, in eval mode and without gradients."""
+    held = Tapped(student, mean=assembly.student.mean, std=assembly.student.std)
+    held.to(assembly.runtime.device).eval()
 
     def predict(batch: Batch) -> Outputs:
         with torch.no_grad(), assembly.runtime.autocast():
             return outputs_of(held(batch.inputs))
 
-    # Ids are unique within a split only, so each split is remembered apart.
-    on_validation = next((Remembered(teacher) for teacher in assembly.teachers.values()), None)
-    validation = assembly.evaluate(predict, assembly.data.validation, on_validation)
-    remembered = {name: Remembered(teacher) for name, teacher in assembly.teachers.items()}
-    test = assembly.evaluate(predict, assembly.data.test, next(iter(remembered.values()), None))
-    teachers = {
-        name: {"test": assembly.evaluate(teacher, assembly.data.test)} for name, teacher in remembered.items()
-    }
-    return {"validation": validation, "test": test or None, "teachers": teachers}
+    return predict
 
 
 def _profile(assembly: Assembly, module: nn.Module, built: BuiltModel) -> dict[str, Any]:
@@ -298,16 +334,6 @@ def _best_value(assembly: Assembly, value: float | None) -> float | None:
 
 def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
-
-
-@contextmanager
-def _written(opened: RunFolder, main: bool) -> Iterator[None]:
-    """The main process holds the folder; the others only read."""
-    if not main:
-        yield
-        return
-    with opened:
-        yield
 
 
 @contextmanager

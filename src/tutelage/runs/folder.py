@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +17,7 @@ import torch
 
 import tutelage.recipe as recipes
 from tutelage.engine.checkpoint import FolderLock
+from tutelage.engine.runtime import Runtime
 from tutelage.recipe.schema import Recipe
 
 _PACKAGES = (
@@ -34,7 +37,8 @@ class FolderError(RuntimeError):
 
 
 class RunFolder:
-    """A run's files. Used as a context manager it holds the folder's lock.
+    """A run's files. Rank 0 alone looks and writes; what it finds wrong stops every rank. Used as a context manager it
+    holds the folder's lock.
 
     Raises:
         FolderError: the folder cannot be written, holds another recipe, or a run that is finished or under way while
@@ -42,65 +46,90 @@ class RunFolder:
         RunLockedError: another run works in it.
     """
 
-    def __init__(self, path: Path, recipe: Recipe, *, resume: bool) -> None:
-        self.path, self.recipe = path, recipe
-        self._check(resume)
+    def __init__(self, path: Path, recipe: Recipe, runtime: Runtime, *, resume: bool) -> None:
+        self.path, self.recipe, self.runtime, self.may_resume = path, recipe, runtime, resume
         self.lock = FolderLock(path)
-
-    def _check(self, resume: bool) -> None:
-        found = self.path / "recipe.yaml"
-        if self.path.exists() and not self.path.is_dir():
-            raise FolderError(f"output.dir {self.path} is a file; give a folder")
-        if not found.exists():
-            if self.path.is_dir() and any(
-                not child.name.startswith((".lock", ".tmp-")) for child in self.path.iterdir()
-            ):
-                raise FolderError(f"{self.path} is not empty and holds no run; give another output.dir")
-            return
-        difference = differing_field(recipes.load_recipe(found), self.recipe)
-        if difference:
-            raise FolderError(
-                f"{self.path} holds a run of another recipe ({difference} differs); give another output.dir"
-            )
-        if not resume:
-            raise FolderError(
-                f"{self.path} already holds this run; `tutelage resume {self.path}` goes on with it, "
-                "another output.dir starts anew"
-            )
+        runtime.on_main(self._check)
 
     def __enter__(self) -> RunFolder:
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self.lock.__enter__()
-            if not (self.path / "recipe.yaml").exists():
-                self.write_text("recipe.yaml", recipes.dump(self.recipe))
-        except PermissionError as error:
-            raise FolderError(
-                f"no permission to write {self.path}: {error}; give another output.dir"
-            ) from error
-        except OSError as error:
-            raise FolderError(f"cannot write {self.path}: {error}; give another output.dir") from error
+        self.runtime.on_main(self._open)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.lock.__exit__(kind, error, trace)
+        if self.runtime.is_main:
+            self.lock.__exit__(kind, error, trace)
 
-    @property
-    def result(self) -> dict[str, Any] | None:
-        """What an earlier run in this folder left."""
-        path = self.path / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    def finished(self) -> dict[str, Any] | None:
+        """``result.json`` of the run that ended here, else None."""
+        found = self.runtime.on_main(self._read_result)
+        return found if found is not None and found["status"] == "done" else None
 
     def write_text(self, name: str, text: str) -> None:
         """Written beside and renamed: complete or absent."""
-        beside = self.path / f".tmp-{name}"
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(self.path / name)
+        if self.runtime.is_main:
+            beside = self.path / f".tmp-{name}"
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(self.path / name)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.write_text(name, json.dumps(value, indent=1))
+
+    def _check(self) -> None:
+        found = self.path / "recipe.yaml"
+        with self._explained():
+            if self.path.exists() and not self.path.is_dir():
+                raise FolderError(f"output.dir {self.path} is a file; give a folder")
+            if not found.exists():
+                self._check_free()
+                return
+        difference = differing_field(recipes.load_recipe(found), self.recipe)
+        if difference:
+            raise FolderError(
+                f"{self.path} holds a run of another recipe ({difference} differs); give another output.dir"
+            )
+        if not self.may_resume:
+            raise FolderError(
+                f"{self.path} already holds this run; `tutelage resume {self.path}` goes on with it, "
+                "another output.dir starts anew"
+            )
+
+    def _check_free(self) -> None:
+        """Nothing lies here, and a folder can be made; it is not made yet."""
+        if self.path.is_dir() and any(
+            not child.name.startswith((".lock", ".tmp-")) for child in self.path.iterdir()
+        ):
+            raise FolderError(f"{self.path} is not empty and holds no run; give another output.dir")
+        nearest = next(place for place in (self.path, *self.path.absolute().parents) if place.exists())
+        if not nearest.is_dir():
+            raise FolderError(f"{self.path} cannot be made: {nearest} is a file; give another output.dir")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise FolderError(f"no permission to write in {nearest}; give another output.dir")
+
+    def _open(self) -> None:
+        with self._explained():
+            self.lock.__enter__()
+            try:
+                self._check()  # again: until now another process might have begun here
+                for leftover in self.path.glob(".tmp-*"):  # of a killed one
+                    leftover.unlink()
+                if not (self.path / "recipe.yaml").exists():
+                    self.write_text("recipe.yaml", recipes.dump(self.recipe))
+            except BaseException:
+                self.lock.__exit__(None, None, None)
+                raise
+
+    def _read_result(self) -> dict[str, Any] | None:
+        path = self.path / "result.json"
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FolderError(f"cannot write {self.path}: {error}; give another output.dir") from error
 
 
 def differing_field(found: Recipe, wanted: Recipe) -> str | None:

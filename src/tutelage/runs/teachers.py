@@ -6,12 +6,14 @@ import hashlib
 import json
 import os
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import tutelage.recipe as recipes
 from tutelage.data import Data
 from tutelage.engine.checkpoint import FolderLock, RunLockedError
+from tutelage.engine.runtime import Runtime
 from tutelage.models import BuiltModel, build_model, load_model
 from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
 
@@ -26,8 +28,16 @@ class TeacherModel:
     name: str
 
 
-def teacher_model(config: TeacherConfig, data: Data, recipe: Recipe, *, dry: bool) -> TeacherModel:
-    """Build one teacher.
+def teacher_model(
+    config: TeacherConfig,
+    data: Data,
+    recipe: Recipe,
+    runtime: Runtime,
+    *,
+    dry: bool,
+    show_progress: bool | None = None,
+) -> TeacherModel:
+    """Build one teacher. ``dry``: one that would be trained first gets random weights.
 
     Raises:
         ValueError: there is no such run, its student was not kept, or this kind of teacher cannot be had here.
@@ -41,7 +51,7 @@ def teacher_model(config: TeacherConfig, data: Data, recipe: Recipe, *, dry: boo
         own = recipes.load_recipe(config.recipe, config.overrides)
         if dry:
             return TeacherModel(_build(own.student, data, own.train.seed), own.student.model)
-        return _from_run(trained(own))
+        return _from_run(trained(own, runtime, show_progress=show_progress))
     model = ModelConfig.model_validate(
         config.model_dump(exclude={"run", "recipe", "overrides", "store", "endpoint"})
     )
@@ -64,19 +74,26 @@ def _from_run(folder: Path) -> TeacherModel:
     return TeacherModel(built, str(built.description.get("model", folder.name)))
 
 
-def trained(recipe: Recipe) -> Path:
+def trained(recipe: Recipe, runtime: Runtime, *, show_progress: bool | None = None) -> Path:
     """Folder of the finished run of a teacher's recipe: reused where it was trained before, by fingerprint; a run that
-    was stopped goes on. Another process that trains the same teacher is waited for."""
+    was stopped goes on. All ranks train it together; others that train the same teacher are waited for."""
     from tutelage.runs.execute import distill
 
     folder = teachers_root() / fingerprint(recipe)
-    while True:
-        try:
-            # A name beside the folder: the run inside takes the folder's own lock.
-            with FolderLock(folder.with_name(folder.name + ".claim")):
-                return distill(recipe, folder=folder, resume=True).folder
-        except RunLockedError:
+    # Not the folder's own lock, which the run inside takes.
+    claim = FolderLock(teachers_root() / ".claims" / folder.name)
+    with ExitStack() as stack:
+        while not runtime.on_main(lambda: _taken(claim, stack)):
             time.sleep(_WAIT_SECONDS)
+        return distill(recipe, folder=folder, resume=True, progress=show_progress).folder
+
+
+def _taken(claim: FolderLock, stack: ExitStack) -> bool:
+    try:
+        stack.enter_context(claim)
+    except RunLockedError:
+        return False
+    return True
 
 
 def teachers_root() -> Path:

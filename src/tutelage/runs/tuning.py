@@ -42,10 +42,10 @@ def check_tuning(recipe: Recipe, trials: int) -> None:
 
 
 def search_ranges(recipe: Recipe, given: Mapping[str, Any]) -> dict[str, Range]:
-    """What is tuned: the learning rate, and what the method's ``Config.search`` names but for the options ``given``."""
+    """What is tuned: the learning rate, and what the method's ``Config.search()`` names but for ``given`` options."""
     ranges = {LEARNING_RATE: Range.around(recipe.train.optimizer.lr)}
     (method,) = recipe.method
-    own = {f"method.{name}": found for name, found in type(method).search.items() if name not in given}
+    own = {f"method.{name}": found for name, found in type(method).search().items() if name not in given}
     return ranges | own
 
 
@@ -103,9 +103,10 @@ def _suggest(
     return {key: _rounded(asked.params[key], ranges[key]) for key in ranges}
 
 
-def _told(trial: Json, space: Mapping[str, optuna.distributions.BaseDistribution]) -> FrozenTrial:
+def _told(trial: Json, space: Mapping[str, FloatDistribution]) -> FrozenTrial:
     optuna = _optuna()
-    inside = {key: value for key, value in trial["values"].items() if space[key]._contains(value)}
+    # An option's present value may lie outside of what is searched.
+    inside = {key: value for key, value in trial["values"].items() if _lies_in(value, space[key])}
     told: FrozenTrial = optuna.trial.create_trial(
         params=inside,
         distributions={key: space[key] for key in inside},

@@ -32,7 +32,8 @@ def reproduce(
     """Put the claim of method ``name`` to the test and write the ledger's entry, which is returned too.
 
     Trials that an earlier call finished with the same study file, the same code and the same package versions are
-    kept; failed ones are tried again. Where a trial of a primary arm fails, the verdict is ``incomplete``.
+    kept; failed ones are tried again. Where a trial of a primary arm fails, the verdict is ``incomplete``. What another
+    study ran by the same recipe, code and versions (a shared teacher or baseline) is not run again.
 
     Args:
         name: catalogue name of a method that has a study.
@@ -49,7 +50,7 @@ def reproduce(
     target = Path(LEDGER if folder is None else folder)
     _check_writable(target)
     made_with = provenance(THREADS)
-    place = Path(WORK if work is None else work) / name / _key(found.hash, made_with)
+    place = Path(WORK if work is None else work) / _key(made_with) / f"{name}-{found.hash[:12]}"
     with FolderLock(place):
         outcomes = run_study(found, place, jobs=usable_cores() if jobs is None else jobs, progress=progress)
     entry = {
@@ -79,10 +80,10 @@ def reproduce_all(
     return {name: reproduce(name, folder, progress, work=work, jobs=jobs) for name in study_names()}
 
 
-def _key(study_hash: str, made_with: dict[str, Any]) -> str:
-    """Name of the folder whose trials belong together: one study file, one code, one set of package versions."""
-    content = json.dumps([study_hash, made_with["code_hash"], made_with["versions"]], sort_keys=True)
-    return f"{study_hash[:12]}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
+def _key(made_with: dict[str, Any]) -> str:
+    """Name of the folder whose runs belong together: one code, one set of package versions."""
+    content = json.dumps([made_with["code_hash"], made_with["versions"]], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 def _check_writable(folder: Path) -> None:

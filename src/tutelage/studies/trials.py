@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,11 +16,12 @@ from tutelage.engine.interrupt import Interrupted
 from tutelage.recipe import load_recipe
 from tutelage.runs.batch import BatchProgress, finish_run, read_json, run_batch, write_json
 from tutelage.studies.registry import FoundStudy, find_study
-from tutelage.studies.study import with_overrides
+from tutelage.studies.study import Study, with_overrides
 
 THREADS = 1
 """Of every trial, whatever runs beside it: so figures do not depend on ``jobs``."""
 TEACHER = "teacher"
+RUNS = "runs"
 FIXED = {
     "train.threads": THREADS,
     "train.device": "cpu",
@@ -84,6 +87,12 @@ def run_trial(name: str, arm: str, seed: int, trial: int, folder: Path) -> dict[
     return content
 
 
+def run_folder(folder: Path, recipe: Mapping[str, Any]) -> Path:
+    """Where a recipe is run: beside the studies' folders, under its content, so that what studies share is run once."""
+    content = json.dumps(recipe, sort_keys=True)
+    return (folder.parent / RUNS / hashlib.sha256(content.encode()).hexdigest()[:20]).resolve()
+
+
 def trial_folder(folder: Path, arm: str, seed: int, trial: int) -> Path:
     return folder / arm / f"seed-{seed}" / f"trial-{trial}"
 
@@ -111,20 +120,26 @@ def _run_all(
 
 def _run_arm(found: FoundStudy, arm: str, seed: int, trial: int, folder: Path) -> Outcome:
     study = found.study
-    run_folder = trial_folder(folder, arm, seed, trial) / "run"
     function = None if arm == TEACHER else study.arms[arm].run
     if function is not None:
-        run_folder.mkdir(parents=True, exist_ok=True)
+        place = trial_folder(folder, arm, seed, trial) / "run"
+        place.mkdir(parents=True, exist_ok=True)
         started = time.perf_counter()
-        test = _finite(function(seed, run_folder))
+        test = _finite(function(seed, place))
         return Outcome(arm, seed, trial, "done", test=test, seconds=time.perf_counter() - started)
-    recipe = study.teacher_recipe(seed) if arm == TEACHER else study.trial_recipe(arm, seed, trial)
-    recipe = with_overrides(recipe, FIXED)
-    if study.teacher and arm != TEACHER:
-        recipe["teacher"] = {"run": str((trial_folder(folder, TEACHER, seed, 0) / "run").resolve())}
-    result = finish_run(load_recipe(recipe), run_folder)
+    recipe = _recipe(study, arm, seed, trial, folder)
+    result = finish_run(load_recipe(recipe), run_folder(folder, recipe))
     validation, test = _finite(result["validation"] or {}), _finite(result["test"] or {})
     return Outcome(arm, seed, trial, "done", None, validation, test, result["seconds"])
+
+
+def _recipe(study: Study, arm: str, seed: int, trial: int, folder: Path) -> dict[str, Any]:
+    if arm == TEACHER:
+        return with_overrides(study.teacher_recipe(seed), FIXED)
+    recipe = with_overrides(study.trial_recipe(arm, seed, trial), FIXED)
+    if study.teacher:
+        recipe["teacher"] = {"run": str(run_folder(folder, _recipe(study, TEACHER, seed, 0, folder)))}
+    return recipe
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

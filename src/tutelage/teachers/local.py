@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Sequence
 
 import torch
@@ -46,6 +47,7 @@ class LocalTeacher:
     def freeze(self) -> LocalTeacher:
         """Constant parameters and eval mode, for good."""
         self.held.requires_grad_(False).eval()
+        self.offers = dataclasses.replace(self.offers, trainable=False)
         return self
 
     def outputs(

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from tutelage.engine.layout import layout_of
 from tutelage.engine.method import Method, Paper
 from tutelage.engine.needs import Needs
 from tutelage.engine.types import Batch, Outputs, Taps, Term, Terms
 from tutelage.functional.divergences import kd_loss
 from tutelage.functional.features import fitnet_loss
 from tutelage.functional.reductions import keep_rows
+from tutelage.methods.baselines.choices import OneTapConfig, Side, label_term, one_tap
 from tutelage.methods.baselines.model import HintRegressor
-from tutelage.recipe.config import MethodConfig
+from tutelage.recipe.config import MethodConfig, Range
 
 if TYPE_CHECKING:
     from tutelage.engine.spec import ModelSpec
@@ -33,8 +35,8 @@ class PlainTraining(Method):
     Config = PlainTrainingConfig
     paper = Paper(
         title="Plain training: the label loss alone",
-        venue="no paper",
-        year=0,
+        venue=None,
+        year=None,
         arxiv=None,
         claim="Labels alone are the baseline that every other method has to beat.",
         card="baselines",
@@ -57,6 +59,10 @@ class KDConfig(MethodConfig):
         4.0, gt=0, le=1000, description="Softens both sides; its square is a factor of the loss."
     )
 
+    @classmethod
+    def search(cls) -> dict[str, Range]:
+        return super().search() | {"temperature": Range(1.0, 8.0)}
+
 
 class KD(Method):
     """Labels, and the KL divergence from the teacher's softened probabilities."""
@@ -76,30 +82,20 @@ class KD(Method):
 
     def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:
         assert teacher is not None
-        label = ctx.label_loss(student, batch)
         divergence = kd_loss(student.logits, teacher.logits, self.config.temperature, batch.mask)
-        return {
-            "label": Term(self.config.label_weight * label.mean, label.items),
-            "kd": Term(self.config.loss_weight * divergence),
-        }
+        terms = label_term(self.config.label_weight, student, batch, ctx)
+        return terms | {"kd": Term(self.config.loss_weight * divergence)}
 
 
-class FitNetConfig(MethodConfig):
+class FitNetConfig(OneTapConfig):
     """Options of fitnet."""
 
-    label_weight: float = Field(1.0, ge=0, description="Weight of the label loss.")
     loss_weight: float = Field(100.0, ge=0, description="Weight of the hint loss.")
     hint_layer: int = Field(
         2,
         ge=1,
         le=1000,
         description="Stage of both models that gives the hint, counted from 1, where no tap is set.",
-    )
-    student_tap: str | None = Field(
-        None, description="Module path of the student's hint; see `tutelage taps`."
-    )
-    teacher_tap: str | None = Field(
-        None, description="Module path of the teacher's hint; see `tutelage taps`."
     )
     two_stage: bool = Field(
         False,
@@ -149,48 +145,41 @@ class FitNet(Method):
 
     def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:
         assert teacher is not None
-        student_tap = self._tap(student, "student", self.config.student_tap)
-        teacher_tap = self._tap(teacher, "teacher", self.config.teacher_tap)
+        student_tap = one_tap(student, "student", self.config.student_tap, self._stage)
+        teacher_tap = one_tap(teacher, "teacher", self.config.teacher_tap, self._stage)
         return Taps(student=(student_tap,), teacher=(teacher_tap,), teacher_logits=self.config.two_stage)
 
     def build(self, teacher: ModelSpec | None, student: ModelSpec, example: Batch) -> None:
         assert teacher is not None
         taps = self.taps(teacher, student)
         self.student_tap, self.teacher_tap = taps.student[0], taps.teacher[0]
-        self.regressor = HintRegressor(student.shape(self.student_tap), teacher.shape(self.teacher_tap))
+        self.student_layout = layout_of(student, self.student_tap)
+        self.teacher_layout = layout_of(teacher, self.teacher_tap)
+        self.regressor = HintRegressor(self.student_layout.shape, self.teacher_layout.shape)
 
     def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:
         assert teacher is not None
-        if not self.config.two_stage:
-            return self._label(student, batch, ctx) | self._hint(student, teacher, batch)
-        if ctx.step < self.config.hint_share * ctx.total_steps:
+        if self.config.two_stage and ctx.step < self.config.hint_share * ctx.total_steps:
             return self._hint(student, teacher, batch)
+        terms = label_term(self.config.label_weight, student, batch, ctx)
+        if not self.config.two_stage:
+            return terms | self._hint(student, teacher, batch)
         divergence = kd_loss(student.logits, teacher.logits, self.config.temperature, batch.mask)
-        return self._label(student, batch, ctx) | {"kd": Term(self.config.kd_weight * divergence)}
-
-    def _label(self, student: Outputs, batch: Batch, ctx: Step) -> Terms:
-        label = ctx.label_loss(student, batch)
-        return {"label": Term(self.config.label_weight * label.mean, label.items)}
+        return terms | {"kd": Term(self.config.kd_weight * divergence)}
 
     def _hint(self, student: Outputs, teacher: Outputs, batch: Batch) -> Terms:
         # All rows go through the regressor, and rows that do not count are left out after it: its BatchNorm and, under
         # DDP, its collective calls then do not depend on the mask.
-        projected = self.regressor(student.features[self.student_tap])
-        pair = keep_rows(batch.mask, projected, teacher.features[self.teacher_tap])
+        projected = self.regressor(self.student_layout.to_map(student.features[self.student_tap]))
+        hint = self.teacher_layout.to_map(teacher.features[self.teacher_tap])
+        pair = keep_rows(batch.mask, projected, hint)
         return {"hint": Term(self.config.loss_weight * fitnet_loss(*pair))}
 
-    def _tap(self, spec: ModelSpec, side: str, path: str | None) -> str:
-        if path is None:
-            stages = spec.stages()
-            if len(stages) < self.config.hint_layer:
-                raise ValueError(
-                    f"method.hint_layer={self.config.hint_layer}: the {side} {spec.name} has {len(stages)} stage(s) "
-                    f"({', '.join(stages) or 'none'}); set a smaller hint_layer, or method.{side}_tap"
-                )
-            return stages[self.config.hint_layer - 1]
-        found = spec.resolve((path,))
-        if len(found) != 1:
+    def _stage(self, spec: ModelSpec, side: Side) -> str:
+        stages = spec.stages()
+        if len(stages) < self.config.hint_layer:
             raise ValueError(
-                f"method.{side}_tap={path!r} must name one module of {spec.name}; it matches {', '.join(found)}"
+                f"method.hint_layer={self.config.hint_layer}: the {side} {spec.name} has {len(stages)} stage(s) "
+                f"({', '.join(stages) or 'none'}); set a smaller hint_layer, or method.{side}_tap"
             )
-        return found[0]
+        return stages[self.config.hint_layer - 1]

@@ -39,8 +39,6 @@ _AXES: dict[Layout, int] = {
 class NKDConfig(MethodConfig):
     """Options of nkd; defaults are those of its ImageNet runs (CIFAR-100 ResNet34 to 18: gamma 3.5, temperature 3)."""
 
-    search = {"gamma": Range.around(1.5), "temperature": Range(1.0, 8.0)}
-
     label_weight: float = Field(1.0, ge=0, description="Weight of the label loss.")
     gamma: float = Field(1.5, ge=0, description="Weight of the non-target part.")
     temperature: float = Field(
@@ -49,6 +47,10 @@ class NKDConfig(MethodConfig):
         le=1000,
         description="Softens the non-target part alone; its square is a factor of that part.",
     )
+
+    @classmethod
+    def search(cls) -> dict[str, Range]:
+        return {"gamma": Range.around(1.5), "temperature": Range(1.0, 8.0)}
 
 
 class NKD(Method):
@@ -106,6 +108,14 @@ class USKDConfig(MethodConfig):
         description="What the tap gives and how it is pooled; left out: by its shape. Tokens that fill a square are "
         "averaged, others give their first, the class token.",
     )
+
+    @classmethod
+    def search(cls) -> dict[str, Range]:
+        return {
+            "alpha": Range(0.025, 4.0),
+            "beta": Range.around(0.1),
+            "mu": Range(0.001, 0.4),
+        }
 
 
 class USKD(Method):

@@ -21,7 +21,7 @@ from tutelage.engine.needs import Needs
 from tutelage.engine.rng import derive_seed, seeded
 from tutelage.engine.spec import ModelSpec
 from tutelage.engine.step import Step
-from tutelage.engine.types import Batch, Outputs, Term, Terms
+from tutelage.engine.types import Batch, Outputs, Table, Term, Terms
 from tutelage.engine.views import to_float
 from tutelage.functional import (
     herding_selection,
@@ -30,7 +30,7 @@ from tutelage.functional import (
     wa_distillation_loss,
     weight_align,
 )
-from tutelage.procedures.procedure import Artifacts, Procedure, Table
+from tutelage.procedures.procedure import Artifacts, Procedure
 from tutelage.procedures.run import Run
 from tutelage.procedures.stages import Relabelled, copy_weights, predictions, rows_of
 from tutelage.recipe.config import MethodConfig
@@ -38,7 +38,7 @@ from tutelage.teachers.local import LocalTeacher
 
 TABLE = [
     "step", "classes", "memory", "gamma", "norm_old", "norm_new", "accuracy_before", "accuracy", "top5",
-    "accuracy_old", "accuracy_new", "old_to_new_before", "old_to_new",
+    "accuracy_new", "accuracy_old", "old_to_new_before", "old_to_new",
 ]  # fmt: skip
 
 
@@ -204,9 +204,13 @@ class _Work:
         self.model = model.eval()
         self.correct.append(torch.tensor(after["correct"], dtype=torch.float64))
         self.last = {name: value for name, value in after.items() if name != "correct"}
+        # The first step has no old classes.
+        of_old = (
+            (after["accuracy_old"], before["old_to_new_rate"], after["old_to_new_rate"]) if t else (None,) * 3
+        )
         self.rows.append([
             t, group.stop, len(kept), gamma, *norms, before["accuracy"], after["accuracy"], after["top5"],
-            after["accuracy_old"], after["accuracy_new"], before["old_to_new_rate"], after["old_to_new_rate"],
+            after["accuracy_new"], *of_old,
         ])  # fmt: skip
         if not last:
             self._remember(t, group, model)

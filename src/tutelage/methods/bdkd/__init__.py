@@ -1,0 +1,3 @@
+"""Mutual learning: teacher and student start untrained and learn from each other."""
+
+CATALOGUE = {"dml": "method:DML"}
