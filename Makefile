@@ -15,7 +15,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow lint format curves readme reproduce leaderboard constraints clean
+.PHONY: help install quickstart test test-slow lint format curves readme reproduce leaderboard bench bench-quick constraints clean
 
 help: ## Show what can be made (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,15 +44,17 @@ lint: $(INSTALLED_DEV) ## ruff, mypy, and the walls between the rooms
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/mypy tools examples/new_method/logit_mse
+	$(VENV)/bin/mypy setup.py tools examples/*.py examples/new_method/logit_mse
+	$(VENV)/bin/mypy benchmarks
 	$(VENV)/bin/lint-imports --no-logo
 
 format: $(INSTALLED_DEV) ## Let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-readme: $(INSTALLED) ## Make README's tables anew from the registry, the ledger and the last quickstart
+readme: $(INSTALLED) ## Make README's tables and docs/functional.md anew, from registry, ledger, last quickstart, docstrings
 	$(PYTHON_VENV) tools/readme.py
+	$(PYTHON_VENV) tools/functional.py
 
 curves: $(INSTALLED_DEV) ## Write the stored loss curves of all methods anew
 	OMP_NUM_THREADS=1 $(PYTHON_VENV) tests/contracts/write_curves.py
@@ -63,6 +65,12 @@ reproduce: $(INSTALLED) ## Put every published claim to the test again; writes d
 leaderboard: $(INSTALLED_DEV) ## Compare every method on digits, tuned alike; writes docs/leaderboard
 	$(VENV)/bin/tutelage compare benchmarks/digits --dir runs/benchmark-digits
 	$(PYTHON_VENV) tools/leaderboard.py digits runs/benchmark-digits
+
+bench: $(INSTALLED) ## Hold speed and memory against their peers (on a machine that does nothing else)
+	$(PYTHON_VENV) -m benchmarks
+
+bench-quick: $(INSTALLED) ## The same with fewer and shorter rounds, under five minutes
+	$(PYTHON_VENV) -m benchmarks --quick
 
 constraints: $(INSTALLED_DEV) ## Write constraints.txt from what is installed now
 	$(PYTHON_VENV) tools/constraints.py

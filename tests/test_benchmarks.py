@@ -1,0 +1,170 @@
+"""The bench: what it says and writes of benchmarks that hold and that do not, and that its own ones run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+CHEAP = ("loss.*.64x100", "loss.ofakd.*", "loss.pkt.*", "memory.kd.*", "taps.hook", "trainer.overhead")
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def bench() -> ModuleType:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    try:
+        import benchmarks.__main__
+    finally:
+        sys.path.pop(0)
+    return benchmarks.__main__
+
+
+@pytest.fixture
+def fake(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Makes benchmarks whose calls take as long as they say, by a clock of their own."""
+    from benchmarks import harness
+
+    now = [0.0]
+    monkeypatch.setattr("benchmarks.harness.time.perf_counter", lambda: now[0])
+
+    def make(name: str, ours: float, peer: float | None, **options: Any) -> Any:
+        def call(seconds: float) -> Callable[[], None]:
+            return lambda: now.__setitem__(0, now[0] + seconds)
+
+        count = options.pop("count", 1)
+        sides = harness.Sides(call(ours), None if peer is None else call(peer), count=count, note="fake rows")
+        bar = options.pop("bar", harness.Bar(1.03))
+        return harness.Benchmark(name, "something", "a peer", bar, lambda device: sides, **options)
+
+    return make
+
+
+@pytest.fixture
+def folder(bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where results and their page go."""
+    monkeypatch.setattr(bench.record, "RESULTS", tmp_path)
+    monkeypatch.setattr(bench.record, "PAGE", tmp_path / "speed.md")
+    return tmp_path
+
+
+def test_one_that_holds(bench: ModuleType, fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([], [fake("good.one", 0.102, 0.1)]) == 0
+    line = capsys.readouterr().out.splitlines()[1]
+    assert line.split("  ")[0] == "good.one"
+    assert "1.020×" in line
+    assert "≤ 1.030×" in line
+    assert line.endswith("holds  [fake rows]")
+
+
+def test_one_that_falls_short(bench: ModuleType, fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([], [fake("good.one", 0.1, 0.1), fake("bad.one", 0.104, 0.1)]) == 1
+    out = capsys.readouterr().out
+    assert "1.040×" in out
+    assert "falls short" in out
+    assert out.splitlines()[-1] == "1 of 2 hold or are skipped, 1 fall short"
+
+
+def test_units(bench: ModuleType, fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.harness import Bar
+
+    added = fake("added", 0.0164, 0.01, bar=Bar(500, "µs"), count=16)
+    alone = fake("alone", 0.25, None, bar=Bar(0.2, "s"))
+    assert bench.main(["--repeats", "1"], [added, alone]) == 1
+    first, second = capsys.readouterr().out.splitlines()[1:3]
+    assert "400 µs" in first
+    assert "holds" in first
+    assert "0.250 s" in second
+    assert "falls short" in second
+
+
+def test_sides_come_in_turn(bench: ModuleType) -> None:
+    from benchmarks.harness import Bar, Benchmark, Effort, Sides, run
+
+    calls: list[str] = []
+    sides = Sides(lambda: calls.append("A"), lambda: calls.append("B"))
+    run(Benchmark("x", "", "", Bar(9), lambda device: sides), CPU, Effort(rounds=3, seconds=1e-9))
+    assert "".join(calls) == "AB" + "AB" * 3
+
+
+def test_skipped_is_said_and_is_no_failure(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    from benchmarks.harness import Bar, Benchmark, Skipped
+
+    def build(device: torch.device) -> Any:
+        raise Skipped("pip install a-peer")
+
+    assert bench.main([], [Benchmark("absent", "", "", Bar(1), build)]) == 0
+    assert "absent  skipped: pip install a-peer" in capsys.readouterr().out
+
+
+def test_what_is_saved(bench: ModuleType, fake: Any, folder: Path) -> None:
+    (folder / "speed.md").write_text("above\n<!-- speed:begin -->\nold\n<!-- speed:end -->\nbelow\n")
+    assert bench.main(["--save", "My GPU", "--repeats", "4"], [fake("bad.one", 0.25, 0.1)]) == 1
+    saved = json.loads((folder / "my-gpu.json").read_text())
+    assert {"date", "commit", "device", "processor", "threads", "torch"} <= saved.keys()
+    assert saved["rounds"] == 4
+    (entry,) = saved["benchmarks"]
+    assert entry["verdict"] == "falls short"
+    assert entry["value"] == pytest.approx(2.5)
+    assert entry["ours"] == pytest.approx([0.25] * 4)
+    assert entry["theirs"] == pytest.approx([0.1] * 4)
+    page = (folder / "speed.md").read_text()
+    assert "| `bad.one` | 2.500× | 2.500× to 2.500× | ≤ 1.030× | falls short |" in page
+    assert "old" not in page
+
+
+def test_nothing_is_written_unless_asked(bench: ModuleType, fake: Any, folder: Path) -> None:
+    bench.main([], [fake("one", 0.1, 0.1)])
+    assert list(folder.iterdir()) == []
+
+
+def test_a_pattern_that_matches_nothing(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--only", "trainr.none", "--list"]) == 2
+    assert "near: trainer.none" in capsys.readouterr().err
+
+
+def test_all_are_listed(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [benchmark.name for benchmark in bench.BENCHMARKS]
+    assert len(set(names)) == len(names)
+    assert bench.main(["--list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("  ")[0] for line in lines if not line.startswith(" ")] == names
+    assert {name.split(".")[0] for name in names} == {
+        *("trainer", "torchdistill", "taps", "loss", "memory", "import", "compare")
+    }
+
+
+@pytest.mark.parametrize("pattern", CHEAP)
+def test_cheap_ones_run(bench: ModuleType, pattern: str) -> None:
+    from benchmarks.harness import Effort, run
+    from benchmarks.registry import chosen
+
+    for benchmark in chosen(bench.BENCHMARKS, pattern):
+        result = run(benchmark, CPU, Effort(rounds=1, seconds=0))
+        assert len(result.ours) == len(result.peer) == 1, benchmark.name
+        assert result.value == result.value, benchmark.name
+
+
+def test_unequal_work_is_refused(bench: ModuleType) -> None:
+    from benchmarks.harness import UnequalWorkError
+    from benchmarks.losses import Draw, Pair, sides
+
+    def unequal(draw: Draw) -> Pair:
+        leaf = draw.leaf(3)
+        return Pair(lambda: leaf.sum(), lambda: (leaf * 1.001).sum(), [leaf])
+
+    with pytest.raises(UnequalWorkError, match="differs"):
+        sides(unequal, CPU)
+
+
+def test_the_pages_tables_are_the_results(bench: ModuleType, repository: Path) -> None:
+    from tools.readme import filled
+
+    text = (repository / "docs" / "speed.md").read_text()
+    assert filled(text, "speed", bench.record.tables()) == text, "`--save` writes them"
