@@ -52,6 +52,6 @@ BENCHMARKS = [
         "the same with `--jobs 1` and all threads",
         Bar(1 / 1.15),
         workers,
-        most_rounds=3,
+        slow=True,
     )
 ]

@@ -80,7 +80,7 @@ class Benchmark:
         bar: what it must hold.
         build: makes the sides on a device, and has checked that both do the same work.
         quantity: seconds, or bytes at their peak.
-        most_rounds: where a round takes long, fewer of them.
+        slow: a call takes many seconds: a third of the rounds, one call each, without a trial before.
     """
 
     name: str
@@ -89,7 +89,7 @@ class Benchmark:
     bar: Bar
     build: Callable[[torch.device], Sides]
     quantity: Quantity = "time"
-    most_rounds: int = 9
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def run(benchmark: Benchmark, device: torch.device, effort: Effort) -> Result:
     if benchmark.quantity == "memory":
         rounds = [[float(_peak_bytes(call, device)) for call in calls]]
     else:
-        repeats = _repeats(calls, device, effort.seconds)
-        wanted = min(effort.rounds, benchmark.most_rounds)
+        repeats = 1 if benchmark.slow else _repeats(calls, device, effort.seconds)
+        wanted = math.ceil(effort.rounds / 3) if benchmark.slow else effort.rounds
         rounds = [_alternated(calls, device, repeats) for _ in range(wanted)]
     result.ours = [times[0] for times in rounds]
     result.peer = [times[1] for times in rounds] if sides.peer else []

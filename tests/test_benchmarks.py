@@ -93,6 +93,14 @@ def test_sides_come_in_turn(bench: ModuleType) -> None:
     assert "".join(calls) == "AB" + "AB" * 3
 
 
+def test_slow_ones_have_a_third_of_the_rounds(bench: ModuleType, fake: Any) -> None:
+    from benchmarks.harness import Effort, run
+
+    result = run(fake("slow", 20.0, 30.0, slow=True), CPU, Effort(rounds=9))
+    assert result.ours == pytest.approx([20.0] * 3)
+    assert result.peer == pytest.approx([30.0] * 3)
+
+
 def test_skipped_is_said_and_is_no_failure(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     from benchmarks.harness import Bar, Benchmark, Skipped
 

@@ -94,7 +94,7 @@ def test_a_wheel_holds_what_the_package_reads(repository: Path, tmp_path: Path) 
     shutil.copytree(
         repository / "src", source / "src", ignore=shutil.ignore_patterns("*.egg-info", "__pycache__")
     )
-    for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(repository / name, source)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     command = [sys.executable, "-c", build, str(tmp_path)]
@@ -110,6 +110,7 @@ def test_a_wheel_holds_what_the_package_reads(repository: Path, tmp_path: Path) 
     }
     assert "tutelage/py.typed" in wanted
     assert wanted <= held, f"left out: {sorted(wanted - held)}"
+    assert "tutelage/functional/__init__.pyi" in held, "setup.py writes it"
     assert {Path(name).name for name in held if "/licenses/" in name} == {"LICENSE", "NOTICE"}
 
 

@@ -45,7 +45,7 @@ DATA: dict[str, Any] = {
     "fingerprint": "9f2c" * 16,
 }
 STUDENT = {"model": "cifar:resnet8x4", "parameters": 1_233_540, "flops": 354_000_000, "latency_ms": 2.31}
-TEACHER = {
+TEACHER: dict[str, Any] = {
     "model": "cifar:resnet32x4",
     "parameters": 7_433_860,
     "flops": 2_173_000_000,
@@ -236,7 +236,7 @@ def _summary(name: str, runs: list[dict[str, Any]], baseline: dict[str, Any] | N
     values = {run["seed"]: run["value"] for run in runs if run["value"] is not None}
     mean, low, high = _spread(list(values.values()))
     times = [run["seconds"] for run in runs if run["value"] is not None]
-    summary = {
+    summary: dict[str, Any] = {
         "name": name,
         "options": {},
         "runs": runs,
@@ -254,7 +254,7 @@ def _summary(name: str, runs: list[dict[str, Any]], baseline: dict[str, Any] | N
                 "mean": middle,
                 "low": below,
                 "high": above,
-                "p": 0.0004 if below and below > 0 else 0.21,
+                "p": 0.0004 if below and above and below * above > 0 else 0.21,
             }
     return summary | {"seconds": sum(times) / len(times) if times else None}
 

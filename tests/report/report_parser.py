@@ -93,11 +93,17 @@ class Page:
     @property
     def payloads(self) -> dict[str, dict[str, Any]]:
         """What each figure draws, by its title (the first of each)."""
-        found = {}
+        found: dict[str, dict[str, Any]] = {}
         for figure in self.all("figure"):
             title = next(child.words for child in figure.children if child.tag in ("h2", "h3", "h4", "h5"))
             found.setdefault(title, json.loads(figure.all("script")[0].text, parse_constant=_refuse))
         return found
+
+
+def tiles(page: Page) -> dict[str, str]:
+    """The page's large numbers: what stands in each tile, by its label."""
+    found = page.all("dl", class_="tiles")[0].children
+    return {tile.all("dt")[0].words: tile.all("dd")[0].words.replace("\u00a0", " ") for tile in found}
 
 
 def _refuse(constant: str) -> Any:

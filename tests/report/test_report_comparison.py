@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
-from report_fakes import STUDENT, write_comparison
-from report_parser import Page
+from report_fakes import RECIPE, STUDENT, TEACHER, write_comparison
+from report_parser import Page, tiles
 
 from tutelage.report import write_report
 
@@ -19,7 +21,7 @@ ERRORS = {("fitnet", 2): "RuntimeError: loss is not finite at step 12 (term hint
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_comparison(tmp_path_factory.mktemp("whole") / "comparison", means=MEANS, failed=ERRORS)
 
 
@@ -29,11 +31,12 @@ def page(folder: Path) -> Page:
 
 
 @pytest.fixture(scope="module")
-def content(folder: Path) -> dict:
-    return json.loads((folder / "comparison.json").read_text())
+def content(folder: Path) -> dict[str, Any]:
+    saved: dict[str, Any] = json.loads((folder / "comparison.json").read_text())
+    return saved
 
 
-def test_leaderboard(page: Page, content: dict) -> None:
+def test_leaderboard(page: Page, content: dict[str, Any]) -> None:
     head, *rows, teacher = page.table("Methods by accuracy on test rows")
     assert head == [
         "Method",
@@ -68,11 +71,13 @@ def test_the_order_is_told_to_assistive_technology(page: Page) -> None:
     body = table.all("tbody")[0].all("tr")
     sorts = [row.children[1].attributes.get("data-sort") for row in body]
     assert sorts[-1] is None
-    assert [float(value) for value in sorts[:-1]] == sorted(map(float, sorts[:-1]), reverse=True)
+    known = [float(value) for value in sorts if value is not None]
+    assert len(known) == len(sorts) - 1
+    assert known == sorted(known, reverse=True)
     assert all(row.children[0].tag == "th" and row.children[0].attributes["scope"] == "row" for row in body)
 
 
-def test_headline(page: Page, content: dict) -> None:
+def test_headline(page: Page, content: dict[str, Any]) -> None:
     verdict = page.all("p", class_="verdict")[0].words
     assert verdict.startswith(
         f"nkd leads with {100 * content['methods'][2]['mean']:.1f}% accuracy on test rows, over 5 seeds"
@@ -90,6 +95,20 @@ def test_headline(page: Page, content: dict) -> None:
         "5 seeds",
         "13 min 32 s in all",
     ]
+
+
+def test_tiles(page: Page, content: dict[str, Any]) -> None:
+    nkd = content["methods"][2]
+    found = nkd["difference"]
+    below = f"{100 * (TEACHER['test']['accuracy'] - nkd['mean']):.1f}"
+    assert tiles(page) == {
+        "Best: nkd": f"{100 * nkd['mean']:.1f}% 95% interval {100 * nkd['low']:.1f} to {100 * nkd['high']:.1f}%",
+        "Against none": f"+{100 * found['mean']:.1f} points "
+        f"+{100 * found['low']:.1f} to +{100 * found['high']:.1f}, p < 0.001",
+        "Against the teacher": f"−{below} points teacher: 93.1%",
+        "Parameters": "1.23 M teacher: 7.43 M (6.0×)",
+        "Training time": "51.0 s none: 33.0 s",
+    }
 
 
 def test_a_lead_that_may_be_chance_is_called_that(tmp_path: Path) -> None:
@@ -120,7 +139,7 @@ def test_lower_may_be_better(tmp_path: Path) -> None:
     assert "down and to the left is better" in page.text
 
 
-def test_every_run_is_there(page: Page, content: dict) -> None:
+def test_every_run_is_there(page: Page, content: dict[str, Any]) -> None:
     head, *rows = page.table("Accuracy by seed")
     assert head == ["Method", *(f"Seed {seed}" for seed in range(5))]
     values = {row[0]: row[1:] for row in rows}
@@ -133,7 +152,7 @@ def test_every_run_is_there(page: Page, content: dict) -> None:
     assert len(failed) == 6
 
 
-def test_figures(page: Page, content: dict) -> None:
+def test_figures(page: Page, content: dict[str, Any]) -> None:
     drawn = page.payloads
     assert set(drawn) == {
         "Accuracy by method",
@@ -198,11 +217,43 @@ def test_options_that_the_recipe_has_not_are_told_in_python(tmp_path: Path) -> N
     saved["methods"][1]["options"] = {"temperature": 2.0}
     (place / "comparison.json").write_text(json.dumps(saved))
     code = Page(write_report([place])).all("div", class_="code")[0].all("code")[0].text
-    call = ast.parse(code).body[-1].value
+    statement = ast.parse(code).body[-1]
+    assert isinstance(statement, ast.Expr)
+    call = statement.value
+    assert isinstance(call, ast.Call)
     given = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
     assert given["methods"] == [{"name": "none"}, {"name": "kd", "temperature": 2.0}, {"name": "kd"}]
     assert given["seeds"] == [0, 1, 2, 3, 4]
     assert given["baseline"] == "none"
+
+
+def test_every_option_that_a_method_ran_with_is_told(tmp_path: Path) -> None:
+    place = write_comparison(tmp_path / "options", means={"none": 0.8, "kd-temperature=2": 0.9}, seeds=1)
+    recipe = RECIPE | {"method": [{"name": "kd", "temperature": 2.0, "loss_weight": 0.9}]}
+    (place / "1" / "seed-0" / "recipe.yaml").write_text(json.dumps(recipe))
+    assert "Method kd-temperature=2 temperature 2, loss_weight 0.9" in Page(write_report([place])).text
+
+
+LABELS = {"right": lambda x, w: (x + 4, x + 10 + w), "left": lambda x, w: (x - 10 - w, x - 4)}
+
+
+@pytest.mark.parametrize("seconds", [(30.0, 31.0, 90.0), (3.0, 33.0, 900.0)], ids=["linear", "log"])
+def test_labels_of_points_do_not_lie_on_other_points(tmp_path: Path, seconds: tuple[float, ...]) -> None:
+    place = write_comparison(tmp_path / "close", means={"none": 0.9, "somewhat long": 0.9002, "kd": 0.91})
+    saved = json.loads((place / "comparison.json").read_text())
+    for method, taken in zip(saved["methods"], seconds, strict=True):
+        method["seconds"] = taken
+    (place / "comparison.json").write_text(json.dumps(saved))
+    drawn = Page(write_report([place])).payloads["Accuracy against training time"]
+    log = drawn["layout"]["xaxis"]["type"] == "log"
+    assert log == (max(seconds) > 10 * min(seconds))
+    low, high = drawn["layout"]["xaxis"]["range"]
+    xs = [(math.log10(trace["x"][0]) if log else trace["x"][0]) for trace in drawn["data"]]
+    for trace, x in zip(drawn["data"], xs, strict=True):
+        start, end = LABELS[trace["textposition"].split()[1]](0, 7 * len(trace["text"][0]))
+        others = [(other - x) / (high - low) * 440 for other in xs if other != x]
+        assert trace["textposition"].startswith("middle")
+        assert not [other for other in others if start < other < end]
 
 
 def test_the_teacher_is_compared_on_the_same_rows_only(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -39,6 +40,8 @@ from tutelage.report import format as written
         (lambda: written.p_value(0.0004), "< 0.001"),
         (lambda: written.p_value(0.0432), "0.043"),
         (lambda: written.p_value(0.21), "0.21"),
+        (lambda: written.p_clause(0.0432), "p = 0.043"),
+        (lambda: written.p_clause(0.0004), "p < 0.001"),
         (lambda: written.times(6.03), "6.0×"),
         (lambda: written.times(1.314), "1.31×"),
         (lambda: written.plain(3.2e-05), "3.2 × 10⁻⁵"),
@@ -50,7 +53,7 @@ from tutelage.report import format as written
         (lambda: written.metric_difference("accuracy", -0.25), "−25.00"),
     ],
 )
-def test_written(call, expected) -> None:
+def test_written(call: Callable[[], str], expected: str) -> None:
     assert call().replace("\u00a0", " ") == expected
 
 

@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 
 import tutelage.report
+from tutelage.report.confusion import RIGHT, WRONG
+from tutelage.report.heat import STRONGEST
+from tutelage.report.layers import CLOSE
 from tutelage.report.styles import COLORS, MARKERS, NEUTRAL, STROKES, styles_for
 
 CSS = (Path(tutelage.report.__file__).parent / "templates" / "report.css").read_text(encoding="utf-8")
@@ -42,6 +45,14 @@ def test_contrast(theme: dict[str, str]) -> None:
         assert _contrast(theme[tone], theme[f"{tone}-bg"]) >= 4.5, tone
     for name in [name for name in theme if name.startswith("series-")]:
         assert _contrast(theme[name], theme["card"]) >= 3, name
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("color", sorted({RIGHT, WRONG, CLOSE}))
+def test_text_on_the_deepest_cell_of_a_heat_map(theme: dict[str, str], color: str) -> None:
+    over, under = ([int(theme[name][i : i + 2], 16) for i in (1, 3, 5)] for name in (color, "card"))
+    mixed = [round(STRONGEST * a + (1 - STRONGEST) * b) for a, b in zip(over, under, strict=True)]
+    assert _contrast(theme["ink"], "#" + "".join(f"{part:02x}" for part in mixed)) >= 4.5
 
 
 def test_the_systems_dark_theme_is_the_chosen_one() -> None:

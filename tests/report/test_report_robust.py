@@ -9,12 +9,15 @@ import math
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from report_analysis_fakes import analysis, explained, tune_comparison, tuning, write_analysis
 from report_fakes import RECIPE, metrics, result, write_comparison, write_run
-from report_parser import Page
+from report_hostile import hostile_comparison, hostile_run
+from report_parser import Element, Page
 
 from tutelage.report import render, write_report
 
@@ -22,7 +25,7 @@ EVIL = "<script>alert('x')</script>\"'><img src=x onerror=alert(1)>&amp;%{x}{{7*
 
 
 @pytest.fixture
-def without_plotly(monkeypatch) -> None:
+def without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render, "_plotly", lambda: "var Plotly;")
 
 
@@ -43,6 +46,26 @@ def test_any_file_may_be_away_or_damaged(tmp_path: Path, name: str, damage: str)
         assert "No training steps were logged" in told
     elif (name, damage) != ("recipe.yaml", "torn"):
         assert name in told
+
+
+@pytest.mark.usefixtures("without_plotly")
+@pytest.mark.parametrize("name", ["analysis.json", "explain.json"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "torn", "binary", "a list", "a folder"])
+def test_what_not_every_run_has_may_be_away_or_damaged(tmp_path: Path, name: str, damage: str) -> None:
+    folder = write_analysis(write_run(tmp_path / "run"), analysis(), explained())
+    path = folder / name
+    whole = path.read_bytes()
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+    elif damage != "missing":
+        torn = whole[: len(whole) // 2]
+        path.write_bytes({"empty": b"", "torn": torn, "binary": b"\xff\x00{", "a list": b"[]"}[damage])
+    page = Page(write_report([folder]))
+    told = " ".join(notice.words for notice in page.all("div", class_="notice"))
+    assert (name in told) == (damage != "missing")
+    assert ("Layers of student and teacher" in page.text) == (name == "analysis.json")
+    assert ("Calibration" in [found.words for found in page.all("h2")]) == (name == "explain.json")
 
 
 def test_a_torn_last_line_is_left_out_and_said(tmp_path: Path) -> None:
@@ -81,7 +104,7 @@ def test_values_that_are_no_numbers_are_said_and_left_out(tmp_path: Path) -> Non
 
 def test_a_failed_run_shows_its_error(tmp_path: Path) -> None:
     long = "Traceback\n" + "x" * 20_000 + "\nFloatingPointError: loss is not finite"
-    empty = {"test": None, "validation": None, "student": None, "teachers": {}}
+    empty: dict[str, Any] = {"test": None, "validation": None, "student": None, "teachers": {}}
     folder = write_run(tmp_path / "run", status="failed", error=long, **empty)
     page = Page(write_report([folder]))
     assert page.all("p", class_="verdict")[0].words.startswith("This run failed.")
@@ -90,34 +113,9 @@ def test_a_failed_run_shows_its_error(tmp_path: Path) -> None:
     assert len(error) < 7000
 
 
-def _hostile(folder: Path) -> Path:
-    recipe = json.loads(json.dumps(RECIPE))
-    recipe["data"]["path"] = f"hub/{EVIL}"
-    recipe["method"] = [{"name": EVIL, EVIL: EVIL}]
-    lines = metrics(epochs=2, per_epoch=3, terms=("label", EVIL))
-    for line in lines:
-        if "metrics" in line:
-            line["metrics"] |= {EVIL: 0.5, f"accuracy[{EVIL}]": 0.25}
-    return write_run(
-        folder,
-        recipe=recipe,
-        lines=lines,
-        status="failed",
-        error=EVIL,
-        name=EVIL,
-        methods=[EVIL],
-        test={"accuracy": 0.5, EVIL: 0.25, f"accuracy[{EVIL}]": 0.5},
-        teachers={EVIL: {"model": EVIL, "test": {EVIL: 0.5}}, "b": {"parameters": EVIL}},
-        data={EVIL: EVIL, "rows": {"train": EVIL}},
-        tables={EVIL: {"columns": [EVIL, "accuracy"], "rows": [[EVIL, 0.5], [1, 2]]}},
-        versions={EVIL: EVIL},
-    )
-
-
 def test_nothing_of_theirs_becomes_markup(tmp_path: Path) -> None:
-    run = _hostile(tmp_path / "run")
-    means = {EVIL.replace("/", "|"): 0.8, "kd": 0.9}
-    comparison = write_comparison(tmp_path / "all", means=means, seeds=2, failed={("kd", 1): EVIL})
+    run = hostile_run(tmp_path / "run", EVIL)
+    comparison = hostile_comparison(tmp_path / "all", EVIL)
     page = Page(write_report([run, run, comparison], tmp_path / "out.html"))
     assert not page.all("img")
     assert [script.attributes.get("type") for script in page.all("script")].count(None) == 2
@@ -128,13 +126,14 @@ def test_nothing_of_theirs_becomes_markup(tmp_path: Path) -> None:
     assert not [name for element in _elements(page) for name in element.attributes if name.startswith("on")]
     assert "alert('x')" in page.text
     for figure in page.payloads.values():
-        names = [trace[key] for trace in figure["data"] for key in ("name", "hovertemplate") if key in trace]
-        ticks = figure["layout"]["yaxis"].get("ticktext", [])
-        assert not [text for text in (*names, *ticks) if "<script" in text or "<img" in text]
+        shown = [{key: value for key, value in trace.items() if key != "meta"} for trace in figure["data"]]
+        drawn = json.dumps([shown, figure["layout"]])
+        assert not re.search("<(script|img)", drawn)
 
 
-def _elements(page: Page) -> list:
-    found, waiting = [], [page.root]
+def _elements(page: Page) -> list[Element]:
+    found: list[Element] = []
+    waiting = [page.root]
     while waiting:
         element = waiting.pop()
         found.append(element)
@@ -143,7 +142,7 @@ def _elements(page: Page) -> list:
 
 
 @pytest.fixture(scope="module")
-def plain_page(tmp_path_factory) -> Page:
+def plain_page(tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(write_report([write_run(tmp_path_factory.mktemp("plain") / "run")]))
 
 
@@ -187,7 +186,7 @@ JSON = st.recursive(
 )
 
 
-def some(*keys: str) -> st.SearchStrategy[dict]:
+def some(*keys: str) -> st.SearchStrategy[dict[str, Any]]:
     """A few of the keys, with any JSON value."""
     return st.dictionaries(st.sampled_from(keys), JSON, max_size=4)
 
@@ -196,13 +195,15 @@ LINE = some("kind", "step", "terms", "lr", "metrics", "loss", "epoch", "split")
 TOP = some("metric", "seeds", "teacher", "student", "baseline", "recipe", "environment", "methods", "split")
 METHOD = some("name", "options", "runs", "mean", "low", "high", "difference", "seconds")
 ENTRY = some("seed", "status", "value", "metrics", "seconds", "folder", "error")
-often = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+often = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.usefixtures("without_plotly")
 @often
 @given(odd=some(*result()), line=LINE, recipe=JSON)
-def test_no_json_breaks_the_report_of_a_run(odd: dict, line: dict, recipe: object) -> None:
+def test_no_json_breaks_the_report_of_a_run(
+    odd: dict[str, Any], line: dict[str, Any], recipe: object
+) -> None:
     with tempfile.TemporaryDirectory() as place:
         lines = metrics(epochs=1, per_epoch=3)
         lines += [lines[0] | {"step": 9} | line, lines[-1] | {"step": 9} | line]
@@ -214,7 +215,9 @@ def test_no_json_breaks_the_report_of_a_run(odd: dict, line: dict, recipe: objec
 @pytest.mark.usefixtures("without_plotly")
 @often
 @given(odd=TOP, method=METHOD, entry=ENTRY)
-def test_no_json_breaks_the_report_of_a_comparison(odd: dict, method: dict, entry: dict) -> None:
+def test_no_json_breaks_the_report_of_a_comparison(
+    odd: dict[str, Any], method: dict[str, Any], entry: dict[str, Any]
+) -> None:
     good = {"seed": 0, "status": "done", "value": 0.9, "metrics": {"accuracy": 0.9}, "folder": "kd/seed-0"}
     first = {"name": "kd", "mean": 0.9, "runs": [good, good | entry]}
     second = {"name": "none", "mean": 0.8, "runs": [good]} | method
@@ -228,3 +231,44 @@ def test_no_json_breaks_the_report_of_a_comparison(odd: dict, method: dict, entr
     with tempfile.TemporaryDirectory() as place:
         (Path(place) / "comparison.json").write_text(json.dumps(content | odd))
         assert Page(write_report([Path(place)])).payloads is not None
+
+
+ANALYSIS = some("split", "classes", "rows", "student", "teacher", "agreement", "examples")
+ANSWERS = some("recall", "confusion", "confused", "calibration")
+EXAMPLE = some("row", "target", "student", "teacher", "picture")
+LAYERS = some("split", "rows", "student", "teachers")
+
+
+@pytest.mark.usefixtures("without_plotly")
+@often
+@given(odd=ANALYSIS, answers=ANSWERS, example=EXAMPLE, layers=LAYERS)
+def test_no_json_breaks_the_report_of_an_analysis(
+    odd: dict[str, Any], answers: dict[str, Any], example: dict[str, Any], layers: dict[str, Any]
+) -> None:
+    found = analysis(3, examples=2)
+    found["student"] |= answers
+    found["examples"][0] |= example
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_analysis(write_run(Path(place), lines=[]), found | odd, explained() | layers)
+        assert Page(write_report([folder])).payloads is not None
+
+
+@pytest.mark.usefixtures("without_plotly")
+@often
+@given(
+    search=some("ranges", "seed", "trials", "chosen", "seconds"),
+    trial=some("number", "values", "value", "seconds", "error"),
+    odd=some("trials", "seeds"),
+)
+def test_no_json_breaks_the_report_of_tuning(
+    search: dict[str, Any], trial: dict[str, Any], odd: dict[str, Any]
+) -> None:
+    found = tuning(0.5, 0.6)
+    found["trials"][1] |= trial
+    with tempfile.TemporaryDirectory() as place:
+        folder = write_comparison(Path(place), means={"none": 0.5, "kd": 0.6}, seeds=1)
+        tune_comparison(folder, {"kd": found})
+        saved = json.loads((folder / "comparison.json").read_text())
+        saved["methods"][1]["tuning"] = found | search
+        (folder / "comparison.json").write_text(json.dumps(saved | odd))
+        assert Page(write_report([folder])).payloads is not None

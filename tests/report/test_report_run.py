@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from report_fakes import TEACHER, metrics, result, write_run
-from report_parser import Page
+from report_parser import Element, Page, tiles
 
 from tutelage.report import ReportError, write_report
 from tutelage.report.verdict import run_verdict
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     table = {
         "columns": ["step", "classes", "accuracy", "gamma"],
         "rows": [[0, 2, 0.991, None], [1, 4, 0.953, 0.81], [2, 6, 0.884, 0.72]],
@@ -49,13 +51,56 @@ def test_headline(page: Page) -> None:
 
 def test_student_against_teacher(page: Page) -> None:
     rows = {row[0]: row[1:] for row in page.table("Student against teacher")}
-    assert rows["Accuracy"] == ["91.32%", "93.12%", "−1.80 points"]
+    assert rows["Accuracy"] == ["91.32%", "93.12%", "−1.80"]
     assert rows["Loss"] == ["0.3220", "0.2640", "+0.058"]
     assert rows["Agreement with the teacher"] == ["93.80%", "–", "–"]
     assert rows["Parameters"] == ["1.23 M", "7.43 M", "6.0× less"]
-    assert rows["FLOPs a row"] == ["354 M", "2.17 G", "6.1× less"]
-    assert rows["Latency a row"] == ["2.31 ms", "9.87 ms", "4.3× less"]
+    assert rows["FLOPs per row"] == ["354 M", "2.17 G", "6.1× less"]
+    assert rows["Latency per row"] == ["2.31 ms", "9.87 ms", "4.3× less"]
     assert page.table("Student by group")[1:] == [["sex=0", "92.00%"], ["sex=1", "90.00%"]]
+
+
+def test_tiles(page: Page) -> None:
+    assert tiles(page) == {
+        "Accuracy": "91.3% 1.8 points below the teacher",
+        "Parameters": "1.23 M teacher: 7.43 M (6.0×)",
+        "FLOPs per row": "354 M teacher: 2.17 G (6.1×)",
+        "Latency per row": "2.31 ms teacher: 9.87 ms (4.3×)",
+        "Training time": "3 min 07 s of the student",
+    }
+
+
+def test_what_one_run_cannot_tell_is_said(page: Page) -> None:
+    assert "Best validation accuracy: 92.00%, at step 396; this student is the last step's, 432." in page.text
+    told = next(p for p in page.all("p") if "another seed gives somewhat other figures" in p.text)
+    assert told.all("code")[0].text == "tutelage compare"
+
+
+def test_a_stopped_run_tells_what_it_had_reached(tmp_path: Path) -> None:
+    nothing: dict[str, Any] = {"test": {}, "validation": {}, "student": {}, "best": {}}
+    page = Page(
+        write_report([write_run(tmp_path / "run", status="stopped", lines=metrics(epochs=3), **nothing)])
+    )
+    reached = [line for line in metrics(epochs=3) if line["kind"] == "evaluation"][-1]["metrics"]["accuracy"]
+    assert page.all("p", class_="verdict")[0].words == (
+        "This run was stopped before its end. It came to step 108 in epoch 3 of 12. "
+        f"Last measured: {100 * reached:.1f}% accuracy on validation rows at step 108."
+    )
+    assert page.table("Last evaluation")[1] == ["Accuracy", f"{100 * reached:.2f}%"]
+    assert not page.all("dl", class_="tiles")
+
+
+def test_what_was_measured_once_is_no_curve(tmp_path: Path) -> None:
+    lines = metrics(epochs=2, per_epoch=5)
+    lines[-1]["metrics"]["top5"] = 0.99
+    assert (
+        "Validation top-5 accuracy"
+        not in Page(write_report([write_run(tmp_path / "run", lines=lines)])).payloads
+    )
+    short = write_run(tmp_path / "short", lines=metrics(epochs=1, per_epoch=1))
+    page = Page(write_report([short]))
+    assert not page.payloads
+    assert "One training step was logged, which makes no curve." in page.text
 
 
 def test_curves(page: Page) -> None:
@@ -64,6 +109,10 @@ def test_curves(page: Page) -> None:
     assert [trace["name"] for trace in terms] == ["total", "label", "nkd"]
     assert terms[0]["y"][0] == pytest.approx(terms[1]["y"][0] + terms[2]["y"][0], rel=1e-5)
     assert len(terms[0]["x"]) <= 150
+    assert {trace["mode"] for trace in terms} == {"lines+markers"}, "colour alone tells no line"
+    assert all(
+        drawn[title]["layout"]["xaxis"]["rangemode"] == "tozero" for title in set(drawn) - {"Shares by step"}
+    )
     accuracy = drawn["Validation accuracy"]["data"]
     logged = [line["metrics"]["accuracy"] for line in metrics() if line["kind"] == "evaluation"]
     assert accuracy[0]["y"] == pytest.approx(logged, rel=1e-6)
@@ -77,7 +126,8 @@ def test_every_figure_is_told_in_words_and_has_its_values(page: Page) -> None:
         assert plot["role"] == "img"
         assert " from " in plot["aria-label"]
         assert figure.all("figcaption")[0].words
-        assert figure.all("details")[0].all("td")
+        values = figure.all("details", class_="values")
+        assert values[0].all("td") if values else "table below" in figure.all("figcaption")[0].words
     accuracy = next(f for f in page.all("figure") if f.all("h3")[0].words == "Validation accuracy")
     assert "up to step 432" in accuracy.all("div", class_="plot")[0].attributes["aria-label"]
 
@@ -88,7 +138,7 @@ def test_the_methods_own_tables(page: Page) -> None:
         ["1", "4", "95.30%", "0.81"],
         ["2", "6", "88.40%", "0.72"],
     ]
-    drawn = page.payloads["Accuracy by step"]["data"]
+    drawn = page.payloads["Shares by step"]["data"]
     assert [(trace["x"], trace["y"]) for trace in drawn] == [([0, 1, 2], [0.991, 0.953, 0.884])]
 
 
@@ -115,7 +165,7 @@ def test_headings_go_down_by_one(page: Page) -> None:
     assert set(links) <= set(ids)
 
 
-def _in_order(page: Page):
+def _in_order(page: Page) -> Iterator[Element]:
     waiting = [page.root]
     while waiting:
         element = waiting.pop()
@@ -129,17 +179,23 @@ def test_several_runs_stand_side_by_side(tmp_path: Path) -> None:
     third = write_run(tmp_path / "c", seed=1, status="stopped", test=None, validation=None)
     page = Page(write_report([first, second, third]))
     assert (tmp_path / "report.html").exists()
-    names = ["nkd on cifar10, seed 0", "nkd on cifar10, seed 1 (b, 2)", "nkd on cifar10, seed 1 (c, 3)"]
+    names = ["nkd on cifar10, seed 0", "nkd on cifar10, seed 1 (b)", "nkd on cifar10, seed 1 (c)"]
     rows = page.table("Runs side by side")[1:]
-    assert [row[:3] for row in rows] == [
-        [names[0], "finished", "91.32% on test rows"],
-        [names[1], "finished", "92.00% on test rows"],
-        [names[2], "stopped before its end", "–"],
+    assert [row[:4] for row in rows] == [
+        [names[0], "finished", "91.32%", "−1.80"],
+        [names[1], "finished", "92.00%", "−1.12"],
+        [names[2], "stopped", "–", "–"],
     ]
     assert [heading.words for heading in page.all("h2")] == ["3 runs", *names]
     traces = page.payloads["Validation accuracy"]["data"]
     assert [trace["name"] for trace in traces] == names
-    assert "seed 1 (b, 2) has the best accuracy: 92.0%" in page.text
+    assert "seed 1 (b) has the best accuracy: 92.0%" in page.text
+
+
+def test_runs_of_folders_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    page = Page(write_report([write_run(tmp_path / place / "run") for place in ("a", "b")]))
+    names = [f"nkd on cifar10, seed 0 (run) ({i})" for i in (1, 2)]
+    assert [row[0] for row in page.table("Runs side by side")[1:]] == names
 
 
 def test_many_runs_stay_one_file_of_bearable_size(tmp_path: Path) -> None:
@@ -172,7 +228,7 @@ def test_many_runs_stay_one_file_of_bearable_size(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_verdict(changes: dict, expected: str) -> None:
+def test_verdict(changes: dict[str, Any], expected: str) -> None:
     assert run_verdict(result(**changes)).startswith(expected)
 
 
@@ -188,7 +244,7 @@ def test_the_best_of_several_teachers_is_the_measure(tmp_path: Path) -> None:
     page = Page(write_report([write_run(tmp_path / "run", teachers={"weak": weak, "strong": TEACHER})]))
     head, accuracy, *_ = page.table("Student against teacher")
     assert head == ["", "Student", "Teacher (weak)", "Teacher (strong)", "Difference"]
-    assert accuracy == ["Accuracy", "91.32%", "50.00%", "93.12%", "−1.80 points"]
+    assert accuracy == ["Accuracy", "91.32%", "50.00%", "93.12%", "−1.80"]
 
 
 def test_a_procedures_stages_are_drawn(tmp_path: Path) -> None:
@@ -220,7 +276,9 @@ def test_no_folder_is_refused() -> None:
         write_report([])
 
 
-def test_a_report_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkeypatch) -> None:
+def test_a_report_that_cannot_be_written_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = write_run(tmp_path / "run")
     old = write_report([folder]).read_text(encoding="utf-8")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 from report_fakes import result, write_comparison
 from rich.console import Console
@@ -14,13 +15,16 @@ from tutelage.report import run_summary, summary_table
 
 
 def _printed(table: Table, width: int = 160) -> str:
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(table)
-    return console.file.getvalue()  # type: ignore[attr-defined]
+    written = io.StringIO()
+    Console(file=written, width=width, color_system=None).print(table)
+    return written.getvalue()
 
 
-def _comparison(folder: Path, **changes) -> dict:
-    return json.loads((write_comparison(folder, **changes) / "comparison.json").read_text())
+def _comparison(folder: Path, **changes: Any) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(
+        (write_comparison(folder, **changes) / "comparison.json").read_text()
+    )
+    return content
 
 
 def test_leaderboard(tmp_path: Path) -> None:
@@ -41,7 +45,7 @@ def test_leaderboard(tmp_path: Path) -> None:
 def test_square_brackets_are_text(tmp_path: Path) -> None:
     content = _comparison(tmp_path / "c", means={"none": 0.8, "[bold]kd[/bold]": 0.9}, seeds=2)
     assert "[bold]kd[/bold]" in _printed(summary_table(content))
-    teachers = {"accuracy[x]": {"test": {}}, "b": {}}
+    teachers: dict[str, Any] = {"accuracy[x]": {"test": {}}, "b": {}}
     assert "accuracy[x]" in _printed(run_summary(result(test={"accuracy": 0.9}, teachers=teachers)))
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import nn
 
+from killing import stop_after
 from tutelage.engine.needs import PairingError
 from tutelage.recipe import RecipeError
 from tutelage.runs import check, distill, resume
@@ -79,6 +80,19 @@ def test_a_folder_that_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(FolderError, match="is not empty and holds no run"):
         distill(recipe(), folder=tmp_path, progress=False)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_loader_workers_change_no_bit_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    """Killed in the middle of an epoch of drawn views, and resumed with other processes that load rows."""
+    changes = {"data__views": [{"name": "crop", "padding": 1}], "train__checkpoint": {"every": 2}}
+    whole = distill(recipe(**changes), folder=tmp_path / "whole", progress=False)
+    with_workers = recipe(**changes, data__workers=2)
+    stop_after(
+        4, lambda kill: distill(with_workers, folder=tmp_path / "run", progress=False, callbacks=[kill])
+    )
+    resumed = distill(with_workers, folder=tmp_path / "run", resume=True, progress=False)
+    wanted, found = whole.student.state_dict(), resumed.student.state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in wanted.items())
 
 
 def test_a_teacher_from_a_run(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 
 from tutelage.report.facts import method_options
 from tutelage.report.records import Arm, Comparison, Run
@@ -55,13 +56,18 @@ def _typeable(comparison: Comparison) -> bool:
     if not isinstance(seeds, list) or (len(seeds) == 1 and seeds != [0]):
         return False
     for arm in comparison.arms:
-        ran = next((entry.run.recipe for entry in arm.entries if entry.run and entry.run.recipe), {})
         if arm.name not in own:
             if arm.options:
                 return False
-        elif method_options(ran).get(arm.name, own[arm.name] | arm.options) != own[arm.name]:
+        elif _ran_with(arm, own[arm.name]) != own[arm.name]:
             return False
     return True
+
+
+def _ran_with(arm: Arm, own: dict[str, Any]) -> dict[str, Any]:
+    """A method's options before any tuning."""
+    asked = own | arm.options
+    return asked if arm.tuning else method_options(arm.recipe).get(arm.name, asked)
 
 
 def _command_line(comparison: Comparison, folder: str) -> str:
@@ -79,6 +85,8 @@ def _command_line(comparison: Comparison, folder: str) -> str:
     ]
     if comparison.baseline is not None:
         words += ["--baseline", comparison.baseline]
+    if comparison.trials:
+        words += ["--trials", str(comparison.trials)]
     return _line(*words, "--dir", folder)
 
 
@@ -87,6 +95,7 @@ def _python(comparison: Comparison, folder: str) -> str:
         "methods": [{"name": _method_name(arm), **arm.options} for arm in comparison.arms],
         "seeds": comparison.data.get("seeds"),
         "baseline": comparison.baseline,
+        **({"trials": comparison.trials} if comparison.trials else {}),
         "folder": folder,
     }
     lines = [f"    {name}={value!r}," for name, value in arguments.items()]

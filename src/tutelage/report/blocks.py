@@ -83,6 +83,8 @@ class Figure:
     """Its own legend; none where a shared legend stands above several figures."""
     values: Table | None = None
     wide: bool = False
+    least_width: int = 0
+    """Pixels that it needs; on a narrower screen it scrolls sideways."""
 
     @property
     def payload(self) -> dict[str, Any]:
@@ -103,6 +105,21 @@ class Figures:
         narrow = [figure for figure in self.figures if not figure.wide]
         alone = narrow[-1] if len(narrow) % 2 else None
         return [(figure, figure.wide or figure is alone) for figure in self.figures]
+
+
+@dataclass(frozen=True)
+class Picture:
+    source: str
+    """A data URI, checked by who made this."""
+    description: str
+    facts: Sequence[tuple[str, Cell]]
+    """What is known of it, by name."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    kind: ClassVar[str] = "pictures"
+    pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ class Folded:
     blocks: Sequence[Block]
 
 
-Block = Table | Figures | Text | Notice | Facts | Code | Folded
+Block = Table | Figures | Pictures | Text | Notice | Facts | Code | Folded
 
 
 @dataclass(frozen=True)

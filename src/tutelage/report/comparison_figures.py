@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tutelage.report.blocks import Block, Figures, Notice, Section, Series, Style
-from tutelage.report.charts import Drawn, cost_figure, interval_figure
+from tutelage.report.charts import Drawn, interval_figure
+from tutelage.report.cost_chart import cost_figure
 from tutelage.report.curves import Group, group_figure, metric_axis
 from tutelage.report.format import in_sentence
 from tutelage.report.records import Arm, Comparison
@@ -20,6 +23,11 @@ def figures_section(comparison: Comparison, styles: dict[str, Style]) -> Section
     figures = [interval_figure(drawn, metric, axis, comparison.teacher_value, baseline)]
     if any(arm.seconds is not None for arm in drawn):
         figures.append(cost_figure(drawn, metric, axis, higher_is_better=comparison.higher_is_better))
+    tuned = [replace(arm, seconds=seconds) for arm in drawn if (seconds := _whole_time(comparison, arm))]
+    if tuned:
+        figures.append(
+            cost_figure(tuned, metric, axis, higher_is_better=comparison.higher_is_better, tuned=True)
+        )
     groups = _groups(comparison, styles)
     curves = [figure for name in dict.fromkeys((metric, "loss")) for figure in group_figure(groups, name)]
     legend = [Series(arm.name, arm.name, arm.style) for arm in drawn]
@@ -34,6 +42,14 @@ def figures_section(comparison: Comparison, styles: dict[str, Style]) -> Section
 def _drawn(arm: Arm, mean: float, styles: dict[str, Style]) -> Drawn:
     seeds = [(entry.seed, entry.value) for entry in arm.done if entry.value is not None]
     return Drawn(arm.name, styles[arm.name], mean, arm.low, arm.high, seeds, arm.seconds)
+
+
+def _whole_time(comparison: Comparison, drawn: Drawn) -> float | None:
+    """One run of a method and all of its trials; none where it was not tuned."""
+    arm = next(arm for arm in comparison.arms if arm.name == drawn.name)
+    if arm.seconds is None or arm.tuning_seconds is None:
+        return None
+    return arm.seconds + arm.tuning_seconds
 
 
 def _groups(comparison: Comparison, styles: dict[str, Style]) -> list[Group]:

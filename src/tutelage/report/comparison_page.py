@@ -7,24 +7,27 @@ from typing import Any
 import yaml
 
 from tutelage.report.again import comparison_commands
-from tutelage.report.blocks import Block, Notice, Part, Section, Tile, Tone
+from tutelage.report.blocks import Block, Notice, Part, Section, Text, Tone
 from tutelage.report.comparison_figures import figures_section
-from tutelage.report.facts import data_name, data_section, environment_section, recipe_section, scale
+from tutelage.report.facts import (
+    data_name,
+    data_section,
+    environment_section,
+    method_options,
+    recipe_section,
+    scale,
+)
 from tutelage.report.format import (
     duration,
-    is_share,
-    metric_difference,
-    metric_value,
     number,
-    p_value,
-    si,
-    times,
 )
 from tutelage.report.leaderboard import leaderboard
 from tutelage.report.records import Arm, Comparison, mapping
 from tutelage.report.run_tables import by_seed, failures, further_metrics
 from tutelage.report.styles import styles_for
-from tutelage.report.verdict import comparison_verdict, cost_ratio, interval
+from tutelage.report.tiles import comparison_tiles
+from tutelage.report.tuning import tuning_section
+from tutelage.report.verdict import comparison_verdict
 
 
 def comparison_part(comparison: Comparison) -> Part:
@@ -33,17 +36,24 @@ def comparison_part(comparison: Comparison) -> Part:
     runs = [entry.run for entry in comparison.entries if entry.run is not None]
     data = next((found for run in runs if (found := mapping(run.result.get("data")))), {})
     styles = styles_for([arm.name for arm in comparison.arms], comparison.baseline)
+    tuning = tuning_section(comparison, styles)
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True) if recipe else ""
     return Part(
         eyebrow="Comparison",
         title=_title(comparison),
         verdict=comparison_verdict(comparison),
         chips=_chips(comparison, scale(recipe, data, environment)),
-        tiles=_tiles(comparison),
+        tiles=comparison_tiles(comparison),
         notices=_notices(comparison),
         sections=[
-            _section("Leaderboard", leaderboard(comparison, styles), further_metrics(comparison, styles)),
+            _section(
+                "Leaderboard",
+                leaderboard(comparison, styles),
+                Text(_made_at(comparison, data, environment)),
+                further_metrics(comparison, styles),
+            ),
             figures_section(comparison, styles),
+            *([tuning] if tuning is not None else []),
             _section("Every run", by_seed(comparison, styles), failures(comparison)),
             recipe_section(_as_compared(comparison), text, comparison_commands(comparison)),
             data_section(data),
@@ -54,6 +64,20 @@ def comparison_part(comparison: Comparison) -> Part:
 
 def _section(title: str, *blocks: Block | None) -> Section:
     return Section(title, [block for block in blocks if block is not None])
+
+
+def _made_at(comparison: Comparison, data: dict[str, Any], environment: dict[str, Any]) -> str:
+    """The scale in one sentence, for who sees the leaderboard alone."""
+    student = comparison.student.get("model") or mapping(comparison.recipe.get("student")).get("model")
+    told = scale(comparison.recipe, data, environment)
+    if name := data_name(comparison.recipe):
+        told.insert(0, f"data {name}")
+    told += [f"student {student}"] if student else []
+    seeds = len(comparison.seeds)
+    told += [f"{seeds} seed{'' if seeds == 1 else 's'}"] if seeds else []
+    told += [str(environment[key]) for key in ("cpu", "gpu") if environment.get(key)]
+    scaled = f"Made at this scale: {'; '.join(told)}. " if told else ""
+    return f"{scaled}At another scale the order may be another."
 
 
 def _title(comparison: Comparison) -> str:
@@ -74,11 +98,17 @@ def _as_compared(comparison: Comparison) -> dict[str, Any]:
     recipe = comparison.recipe
     if not recipe:
         return {}
-    methods = [{"name": arm.name, **arm.options} for arm in comparison.arms]
-    return recipe | {
-        "method": methods,
-        "train": mapping(recipe.get("train")) | {"seed": ", ".join(comparison.seeds)},
-    }
+    methods = [{"name": arm.name, **_options(arm)} for arm in comparison.arms]
+    train = mapping(recipe.get("train")) | {"seed": ", ".join(comparison.seeds)}
+    if any("train.optimizer.lr" in mapping(arm.tuning.get("chosen")) for arm in comparison.arms):
+        train["optimizer"] = mapping(train.get("optimizer")) | {"lr": "tuned for each method"}
+    return recipe | {"method": methods, "train": train}
+
+
+def _options(arm: Arm) -> dict[str, Any]:
+    """Every option that a method ran with, where its recipe tells them; else those that were asked for."""
+    ran = list(method_options(arm.recipe).values())
+    return ran[0] if len(ran) == 1 else arm.options
 
 
 def _chips(comparison: Comparison, told: list[str]) -> list[tuple[str, Tone]]:
@@ -93,36 +123,6 @@ def _chips(comparison: Comparison, told: list[str]) -> list[tuple[str, Tone]]:
     if number(comparison.data.get("seconds")) is not None:
         chips.append((f"{duration(comparison.data.get('seconds'))} in all", ""))
     return chips
-
-
-def _tiles(comparison: Comparison) -> list[Tile]:
-    leader, metric = comparison.leader, comparison.metric
-    if leader is None:
-        return []
-    between = "no interval"
-    if leader.low is not None and leader.high is not None:
-        between = f"95% interval {interval(metric, leader.low, leader.high)}"
-    tiles = [Tile(f"Best: {leader.name}", metric_value(metric, leader.mean, 1), between)]
-    tiles += _gain_tile(comparison, leader)
-    student, teacher = comparison.student, comparison.teacher
-    if comparison.teacher_value is not None:
-        value = metric_value(metric, comparison.teacher_value, 1)
-        tiles.append(Tile("Teacher", value, str(teacher.get("model") or "")))
-    if student.get("parameters") is not None:
-        ratio = cost_ratio(student, teacher, "parameters")
-        detail = f"teacher: {si(teacher.get('parameters'))} ({times(ratio)})" if ratio else ""
-        tiles.append(Tile("Student's parameters", si(student["parameters"]), detail))
-    return tiles
-
-
-def _gain_tile(comparison: Comparison, leader: Arm) -> list[Tile]:
-    difference = mapping(leader.data.get("difference"))
-    mean, p = number(difference.get("mean")), number(difference.get("p"))
-    if mean is None:
-        return []
-    told = metric_difference(comparison.metric, mean, 1) + (" points" if is_share(comparison.metric) else "")
-    detail = "one seed" if p is None else f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
-    return [Tile(f"Against {comparison.baseline}", told, detail)]
 
 
 def _notices(comparison: Comparison) -> list[Notice]:

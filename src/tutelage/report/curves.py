@@ -8,7 +8,7 @@ from typing import Any
 
 from tutelage.report.blocks import Block, Figure, Figures, Notice, Section, Series, Style
 from tutelage.report.format import in_sentence, is_share, metric_value, number, plain, split_group
-from tutelage.report.lines import MAX_POINTS, Axis, Line, at, collect, line_figure, tidy
+from tutelage.report.lines import MAX_POINTS, Axis, Line, at, collect, is_curve, line_figure, tidy
 from tutelage.report.records import Run, mapping
 from tutelage.report.styles import styles_for
 
@@ -38,6 +38,8 @@ def run_curves(run: Run) -> Section:
         blocks.append(stage_figures(run))
     if not run.train and not run.stages:
         blocks.append(Notice("No training steps were logged, so there are no loss curves."))
+    if run.train and not figures:
+        blocks.append(Notice("One training step was logged, which makes no curve."))
     if not run.evaluations and not run.stages:
         blocks.append(Notice("No evaluations were logged, so there are no metric curves."))
     lost = sum(_not_finite(logged.train) for logged in (run, *run.stages.values()))
@@ -113,7 +115,7 @@ def _plain_figure(run: Run, key: str, title: str, caption: str) -> list[Figure]:
 
 
 def _by_step(title: str, lines: Sequence[Line], axis: Axis, caption: str) -> list[Figure]:
-    if not any(line.x for line in lines):
+    if not is_curve(lines):
         return []
     return [line_figure(title, lines, axis=axis, x_title="step", caption=caption)]
 
@@ -133,7 +135,11 @@ def stage_figures(run: Run) -> Figures:
     ]
     title = "Training loss by stage" + (f" (the first {DRAWN})" if len(run.stages) > DRAWN else "")
     caption = "Steps count from the start of each stage."
-    figures = [line_figure(title, loss, axis=Axis(plain), x_title="step", caption=caption, own_legend=False)]
+    figures = []
+    if is_curve(loss):
+        figures.append(
+            line_figure(title, loss, axis=Axis(plain), x_title="step", caption=caption, own_legend=False)
+        )
     groups: list[Group] = [(name, styles[name], [stage]) for name, stage in stages.items()]
     rows = [row for stage in stages.values() for row in stage.evaluations]
     for metric in dict.fromkeys(name for row in rows for name in mapping(row.get("metrics"))):
@@ -145,12 +151,12 @@ def stage_figures(run: Run) -> Figures:
 def group_figure(groups: Sequence[Group], metric: str, *, caption: str = OVER_SEEDS) -> list[Figure]:
     """Validation values of one metric by epoch: each group's mean over its runs, and a band from lowest to highest.
 
-    By step where a run logged no epochs. Nothing where no run logged the metric.
+    By step where a run logged no epochs. Nothing where no run logged the metric more than once.
     """
     rows = [row for _, _, runs in groups for run in runs for row in run.evaluations]
     unit = "epoch" if all(number(row.get("epoch")) is not None for row in rows) else "step"
     lines = [_group_line(name, style, runs, metric, unit) for name, style, runs in groups]
-    if not any(line.x for line in lines):
+    if not is_curve(lines):
         return []
     axis = metric_axis(metric)
     return [

@@ -11,6 +11,7 @@ from tutelage.report.records import mapping, mappings
 
 LONGEST = 400
 """Characters of one value in a list of facts; longer ones stand whole in the recipe."""
+LABELS = {"cpu": "CPU", "gpu": "GPU", "torch": "PyTorch", "tutelage": "tutelage"}
 
 
 def value_text(value: object) -> str:
@@ -29,16 +30,15 @@ def value_text(value: object) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + "…"
 
 
-def flat(content: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested mappings as (path, text), for example (``rows: train``, ``300``), without what is empty."""
-    facts: list[tuple[str, str]] = []
-    for key, value in content.items():
-        path = f"{prefix}: {key}" if prefix else str(key)
-        if isinstance(value, dict):
-            facts += flat(value, path)
-        elif value is not None and value != [] and value != "":
-            facts.append((path.replace("_", " "), value_text(value)))
-    return facts
+def facts_of(content: Mapping[str, Any]) -> Facts:
+    """What a mapping says, a line a key (``Rows`` – ``train: 300, test: 1 000``), without what is empty."""
+    told = [(key, value) for key, value in content.items() if value not in (None, [], {}, "")]
+    return Facts([(_label(key), value_text(value)) for key, value in told])
+
+
+def _label(key: str) -> str:
+    words = key.replace("_", " ")
+    return LABELS.get(key) or words[:1].upper() + words[1:]
 
 
 def method_names(recipe: Mapping[str, Any]) -> list[str]:
@@ -114,7 +114,7 @@ def _methods(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     options = method_options(recipe)
     if not options:
         return [("", name) for name in method_names(recipe)]
-    return [(name, _options(given) or "no options") for name, given in options.items()]
+    return [(name, _options(given) or "default options") for name, given in options.items()]
 
 
 def _named(options: dict[str, Any]) -> str:
@@ -154,15 +154,15 @@ def recipe_section(recipe: Mapping[str, Any], text: str, commands: Sequence[tupl
 
 
 def data_section(data: Mapping[str, Any]) -> Section:
-    facts = flat(data)
-    block: Block = Facts(facts) if facts else Notice("No description of the data was recorded.")
+    block: Block = facts_of(data) if data else Notice("No description of the data was recorded.")
     return Section("Data", [block])
 
 
 def environment_section(environment: Mapping[str, Any], versions: Mapping[str, Any]) -> Section:
     machine = {key: value for key, value in environment.items() if key != "packages"}
     packages = {**mapping(environment.get("packages")), **versions}
-    blocks: list[Block] = [Facts(flat(machine)) if machine else Notice("The environment was not recorded.")]
+    blocks: list[Block] = [facts_of(machine) if machine else Notice("The environment was not recorded.")]
     if packages:
-        blocks.append(Folded(f"Versions of {len(packages)} packages", [Facts(flat(packages))]))
+        versions_told = [(name, value_text(version)) for name, version in packages.items()]
+        blocks.append(Folded(f"Versions of {len(packages)} packages", [Facts(versions_told)]))
     return Section("Environment", blocks)

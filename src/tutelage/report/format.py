@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 NBSP = "\u00a0"
 MINUS = "\u2212"
@@ -138,11 +139,24 @@ def duration(value: object) -> str:
     return f"{grouped(hours)}{NBSP}h {minutes:02d}{NBSP}min"
 
 
+COSTS: dict[str, tuple[str, Callable[[object], str]]] = {
+    "parameters": ("Parameters", si),
+    "flops": ("FLOPs per row", si),
+    "latency_ms": ("Latency per row", milliseconds),
+}
+"""What a model costs, by its key in ``result.json``: the cost's name, and how it is written."""
+
+
 def p_value(value: object) -> str:
     p = number(value)
     if p is None:
         return unwritable(value)
     return "< 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def p_clause(p: float) -> str:
+    """``p = 0.043``, ``p < 0.001``."""
+    return f"p {p_value(p)}" if p < 0.001 else f"p = {p_value(p)}"
 
 
 def times(value: object) -> str:

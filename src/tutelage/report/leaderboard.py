@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from tutelage.report.blocks import Cell, Column, Style, Table
 from tutelage.report.format import (
     ABSENT,
+    COSTS,
     duration,
     in_sentence,
     is_share,
     metric_difference,
     metric_label,
     metric_value,
-    milliseconds,
     number,
     p_value,
-    si,
 )
 from tutelage.report.records import Arm, Comparison, mapping
 from tutelage.report.verdict import Gain, interval
 
 SHORT_ERROR = 80
+COST_COLUMNS = (
+    Column("Parameters"),
+    Column("FLOPs", note="for one row"),
+    Column("Latency", note="median for one row"),
+)
+"""A column for each of `COSTS`, in their order."""
 
 
 def leaderboard(comparison: Comparison, styles: dict[str, Style]) -> Table:
@@ -33,11 +36,10 @@ def leaderboard(comparison: Comparison, styles: dict[str, Style]) -> Table:
         Column("Method", numeric=False),
         Column(metric_label(metric), note="mean over seeds, with its 95% interval (Student's t)"),
         Column(f"Against {comparison.baseline}", note=against),
-        Column("p", note="paired t-test over seeds, two-sided, not adjusted for the number of methods"),
-        Column("Parameters"),
-        Column("FLOPs", note="for one row"),
-        Column("Latency", note="median for one row"),
-        Column("Training", note="mean time"),
+        Column("p", note=f"paired t-test over seeds, two-sided, {_correction(comparison)}"),
+        *COST_COLUMNS,
+        *([Column("Tuning", note="time of all its trials")] if _is_tuned(comparison) else []),
+        Column("Training", note="mean time of a run"),
         Column("Runs", note="finished of all"),
     ]
     return Table(
@@ -49,6 +51,17 @@ def leaderboard(comparison: Comparison, styles: dict[str, Style]) -> Table:
         sorted_by=1,
         descending=comparison.higher_is_better,
     )
+
+
+def _correction(comparison: Comparison) -> str:
+    corrected = comparison.corrected
+    if not corrected:
+        return "not corrected for the number of methods"
+    return f"with Holm's correction for {corrected} method{'' if corrected == 1 else 's'}"
+
+
+def _is_tuned(comparison: Comparison) -> bool:
+    return any(arm.tuning for arm in comparison.arms)
 
 
 def name_cell(arm: Arm, styles: dict[str, Style], detail: str = "") -> Cell:
@@ -63,6 +76,7 @@ def _row(comparison: Comparison, arm: Arm, styles: dict[str, Style]) -> list[Cel
         _mean_cell(comparison.metric, arm),
         *_difference_cells(comparison, arm),
         *_cost_cells(comparison, arm),
+        *([Cell(duration(arm.tuning_seconds), arm.tuning_seconds)] if _is_tuned(comparison) else []),
         Cell(duration(arm.data.get("seconds")), arm.seconds),
         Cell(runs, len(arm.done), f"{failed} failed" if failed else "", "bad" if failed else ""),
     ]
@@ -78,21 +92,24 @@ def _mean_cell(metric: str, arm: Arm) -> Cell:
 
 def _difference_cells(comparison: Comparison, arm: Arm) -> list[Cell]:
     difference = mapping(arm.data.get("difference"))
-    mean, low, high, p = (number(difference.get(key)) for key in ("mean", "low", "high", "p"))
+    mean, low, high = (number(difference.get(key)) for key in ("mean", "low", "high"))
     if mean is None:
         return [Cell(ABSENT), Cell(ABSENT)]
     between = "no interval"
     if low is not None and high is not None:
         between = " to ".join(metric_difference(comparison.metric, value) for value in (low, high))
-    tone = Gain.of(arm, higher_is_better=comparison.higher_is_better).tone
-    return [Cell(metric_difference(comparison.metric, mean), mean, between, tone), Cell(p_value(p), p)]
+    gain = Gain.of(arm, higher_is_better=comparison.higher_is_better)
+    return [
+        Cell(metric_difference(comparison.metric, mean), mean, between, gain.tone),
+        Cell(p_value(gain.p), gain.p),
+    ]
 
 
 def _cost_cells(comparison: Comparison, arm: Arm) -> list[Cell]:
     """Size and speed of the method's own students (mean over its runs), else of the comparison's student."""
     students = [mapping(entry.run.result.get("student")) for entry in arm.done if entry.run is not None]
     cells = []
-    for key, write in _COSTS.items():
+    for key, (_, write) in COSTS.items():
         values = [value for student in students if (value := number(student.get(key))) is not None]
         value = sum(values) / len(values) if values else number(comparison.student.get(key))
         cells.append(Cell(write(value), value))
@@ -105,9 +122,6 @@ def _teacher_row(comparison: Comparison) -> list[Cell]:
         Cell("Teacher", detail=str(teacher.get("model") or "")),
         Cell(metric_value(comparison.metric, comparison.teacher_value)),
         *(Cell(""), Cell("")),
-        *(Cell(write(teacher.get(key))) for key, write in _COSTS.items()),
-        *(Cell(""), Cell("")),
+        *(Cell(write(teacher.get(key))) for key, (_, write) in COSTS.items()),
+        *[Cell("")] * (3 if _is_tuned(comparison) else 2),
     ]
-
-
-_COSTS: dict[str, Callable[[object], str]] = {"parameters": si, "flops": si, "latency_ms": milliseconds}

@@ -13,6 +13,12 @@ from tutelage.report.format import count, number
 MAX_POINTS = 150
 """Points of one line; what is longer is averaged over neighbours, so that a long run's report stays small."""
 TABLE_ROWS = 10
+FEW = 10
+"""Steps of one on the horizontal axis that are all labelled."""
+SPARSE = 40
+"""A line alone has a marker at each point, up to so many points."""
+MARKED = 12
+"""Markers of each line among several."""
 
 Writer = Callable[[object], str]
 
@@ -91,12 +97,16 @@ def line_figure(
     """A figure of the lines that have points. Bands (``low``, ``high``) lie below their lines."""
     drawn = [line for line in lines if line.x]
     bands = [_band(line) for line in drawn if line.low]
+    traces = [_trace(line, axis, x_title, several=len(drawn) > 1) for line in drawn]
     return Figure(
         title=title,
         caption=caption,
         description=_describe(title, drawn, axis.write, x_title),
-        traces=[*bands, *(_trace(line, axis, x_title) for line in drawn)],
-        layout={"xaxis": {"title": {"text": escape(x_title)}}, "yaxis": {"tickformat": axis.ticks}},
+        traces=[*bands, *traces],
+        layout={
+            "xaxis": {"title": {"text": escape(x_title)}, **_scale(drawn)},
+            "yaxis": {"tickformat": axis.ticks},
+        },
         series=[Series(line.key, line.label, line.style) for line in drawn]
         if own_legend and len(drawn) > 1
         else (),
@@ -105,17 +115,42 @@ def line_figure(
     )
 
 
-def _trace(line: Line, axis: Axis, x_title: str) -> dict[str, Any]:
-    sparse = len(line.x) <= 40
+def is_curve(lines: Sequence[Line]) -> bool:
+    """Whether there is a course to draw: what was measured once stands in the tables."""
+    return any(len(line.x) > 1 for line in lines)
+
+
+def _scale(lines: Sequence[Line]) -> dict[str, Any]:
+    """Counts that begin near 0 (steps, epochs) are drawn from 0 on, so that neighbouring figures share their start.
+
+    A few whole numbers have no ticks between them.
+    """
+    every = [x for line in lines for x in line.x]
+    if not every:
+        return {}
+    low, high = min(every), max(every)
+    whole = high - low <= FEW and all(x == int(x) for x in every)
+    return {"rangemode": "tozero" if 0 < low <= 0.1 * high else "normal", **({"dtick": 1} if whole else {})}
+
+
+def _trace(line: Line, axis: Axis, x_title: str, *, several: bool) -> dict[str, Any]:
+    """One line. Among several each has markers, so that colour alone tells none; never so many that they touch."""
+    marked = several or len(line.x) == 1 or (line.markers and len(line.x) <= SPARSE)
     return {
         "type": "scatter",
-        "mode": "lines+markers" if sparse and (line.markers or len(line.x) == 1) else "lines",
+        "mode": "lines+markers" if marked else "lines",
         "name": escape(line.label),
         "meta": line.key,
         "x": list(line.x),
         "y": list(line.y),
         "line": {"color": line.style.paint, "width": 2, "dash": line.style.dash},
-        "marker": {"color": line.style.paint, "symbol": line.style.symbol, "size": 6},
+        "marker": {
+            "color": line.style.paint,
+            "symbol": line.style.symbol,
+            "size": 7,
+            "maxdisplayed": MARKED * several,
+        },
+        "cliponaxis": False,
         "hovertemplate": f"%{{fullData.name}}<br>{escape(x_title)} %{{x}}: {axis.hover}<extra></extra>",
     }
 

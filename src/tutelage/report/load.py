@@ -44,6 +44,8 @@ def load_run(folder: Path) -> Run:
     run.result = _read_json(folder / "result.json", run.notes)
     run.environment = _read_json(folder / "environment.json", run.notes)
     run.recipe_text, run.recipe = _read_recipe(folder / "recipe.yaml", run.notes)
+    run.analysis = _read_optional(folder / "analysis.json", run.notes)
+    run.explained = _read_optional(folder / "explain.json", run.notes)
     run.stages = _read_stages(folder, run.notes)
     if not run.stages or (folder / "metrics.jsonl").is_file():
         run.train, run.evaluations = _read_metrics(folder / "metrics.jsonl", run.notes)
@@ -113,6 +115,11 @@ def _read_json(path: Path, notes: list[str]) -> dict[str, Any]:
     if not isinstance(content, dict):
         notes.append(f"{path.name} holds no object.")
     return mapping(content)
+
+
+def _read_optional(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A file that not every run has: that it is missing is no news."""
+    return _read_json(path, notes) if path.exists() else {}
 
 
 def _read_recipe(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:

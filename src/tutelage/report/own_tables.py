@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -81,11 +81,11 @@ def _section(name: str, content: dict[str, Any]) -> Section:
         list(zip(*(column.cells for column in columns), strict=True)),
         sortable=True,
     )
-    blocks: list[Block] = [*_curves(title, columns), table]
+    blocks: list[Block] = [*_curves(columns), table]
     return Section(title, blocks)
 
 
-def _curves(title: str, columns: Sequence[OwnColumn]) -> list[Figures]:
+def _curves(columns: Sequence[OwnColumn]) -> list[Figures]:
     """Shares over a first column that rises, as lines; nothing for any other table."""
     first, shares = columns[0], [column for column in columns[1:] if column.share]
     if not first.rises or not shares:
@@ -100,6 +100,12 @@ def _curves(title: str, columns: Sequence[OwnColumn]) -> list[Figures]:
         ]
         x, y = [x for x, _ in points], [y for _, y in points]
         lines.append(Line(column.name, column.label, styles[column.name], x, y, markers=True))
-    axis = metric_axis(shares[0].name)
-    caption = "The values of the table below."
-    return [Figures([line_figure(title, lines, axis=axis, x_title=first.label, caption=caption, wide=True)])]
+    drawn = line_figure(
+        f"Shares by {first.label}",
+        lines,
+        axis=metric_axis(shares[0].name),
+        x_title=first.label,
+        caption="The columns of the table below that are shares.",
+        wide=True,
+    )
+    return [Figures([replace(drawn, values=None)])]

@@ -22,6 +22,8 @@ class Run:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     stages: dict[str, Run] = field(default_factory=dict)
     """What each stage of a procedure logged, by name, in order; empty for a method of one training loop."""
+    analysis: dict[str, Any] = field(default_factory=dict)
+    explained: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -86,6 +88,20 @@ class Arm:
         return number(self.data.get("seconds"))
 
     @property
+    def tuning(self) -> dict[str, Any]:
+        """How its options were searched; empty where they were not."""
+        return mapping(self.data.get("tuning"))
+
+    @property
+    def tuning_seconds(self) -> float | None:
+        return number(self.tuning.get("seconds"))
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The resolved recipe of its first run that has one."""
+        return next((entry.run.recipe for entry in self.entries if entry.run and entry.run.recipe), {})
+
+    @property
     def done(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.status == "done"]
 
@@ -148,6 +164,17 @@ class Comparison:
         """Every seed that was asked for or run."""
         asked = map(str, listed(self.data.get("seeds")))
         return list(dict.fromkeys([*asked, *(entry.seed for entry in self.entries)]))
+
+    @property
+    def trials(self) -> int:
+        """Tuning runs of each method; 0: nothing was tuned."""
+        return max(int(number(self.data.get("trials")) or 0), 0)
+
+    @property
+    def corrected(self) -> int:
+        """For how many tests their p values are corrected; 0 where they are not."""
+        found = [mapping(arm.data.get("difference")).get("p_adjusted") for arm in self.arms]
+        return sum(number(p) is not None for p in found)
 
     @property
     def planned(self) -> int:

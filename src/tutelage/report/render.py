@@ -11,7 +11,7 @@ from datetime import datetime
 from importlib import resources
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from tutelage.report.blocks import Part, Section
 from tutelage.report.styles import MARKERS, STROKES
@@ -27,7 +27,9 @@ def render(parts: Sequence[Part]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.globals.update(markers=MARKERS, strokes=STROKES)
+    environment.filters["prose"] = _prose
     return environment.get_template("page.html.j2").render(
         parts=[
             (part, [(section, _anchor(section, i, j)) for j, section in enumerate(part.sections)])
@@ -39,6 +41,14 @@ def render(parts: Sequence[Part]) -> str:
         scripts=[Markup(script) for script in scripts],
         version=importlib.metadata.version("tutelage"),
         written=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z").strip(),
+    )
+
+
+def _prose(text: str) -> Markup:
+    """Text with what stands between backticks as code; all of it is escaped."""
+    parts = [escape(part) for part in re.split(r"`([^`]+)`", text)]
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if i % 2 else part for i, part in enumerate(parts)
     )
 
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tutelage.report.again import run_commands
-from tutelage.report.blocks import Block, Notice, Part, Section, Text, Tile, Tone
+from tutelage.report.analysis import Analysis
+from tutelage.report.blocks import Block, Notice, Part, Section, Text, Tone
+from tutelage.report.by_class import class_section
+from tutelage.report.calibration import calibration_section
 from tutelage.report.curves import run_curves
+from tutelage.report.disagreements import disagreement_section
 from tutelage.report.facts import (
     data_name,
     data_section,
@@ -16,40 +20,43 @@ from tutelage.report.facts import (
     scale,
 )
 from tutelage.report.format import (
-    ABSENT,
+    count,
     duration,
     in_sentence,
-    is_share,
-    metric_label,
     metric_value,
-    milliseconds,
     number,
-    si,
-    times,
 )
+from tutelage.report.layers import layer_section
 from tutelage.report.own_tables import own_tables
 from tutelage.report.records import Run, listed, mapping
 from tutelage.report.tables import against_teacher, by_group, last_evaluation
+from tutelage.report.tiles import run_tiles
 from tutelage.report.verdict import (
-    compared,
-    cost_ratio,
-    main_teacher,
     primary_metric,
     run_verdict,
     split_of,
 )
 
 LONGEST_ERROR = 6000
+PICTURE_BYTES = 600_000
+"""Pictures of one page; a page of several runs shares them out."""
+ONE_RUN = (
+    "This is one run with one seed: another seed gives somewhat other figures. `tutelage compare` runs several and "
+    "tells whether a difference is more than chance."
+)
 STATUS: dict[str, tuple[str, Tone]] = {
     "done": ("finished", "good"),
     "failed": ("failed", "bad"),
-    "stopped": ("stopped before its end", "bad"),
+    "stopped": ("stopped", "bad"),
     "unfinished": ("no result yet", "bad"),
 }
 
 
-def run_part(run: Run, title: str | None = None) -> Part:
-    """Everything that is known of a run, as one part of a page; ``title`` where the page has several runs."""
+def run_part(run: Run, title: str | None = None, *, room: int = PICTURE_BYTES) -> Part:
+    """Everything that is known of a run, as one part of a page; ``title`` where the page has several runs.
+
+    ``room`` is how many bytes its pictures may take.
+    """
     result = run.result
     data = mapping(result.get("data"))
     chips: list[tuple[str, Tone]] = [STATUS.get(run.status, (run.status, ""))]
@@ -63,17 +70,32 @@ def run_part(run: Run, title: str | None = None) -> Part:
         title=title or run_title(run),
         verdict=f"{run_verdict(result)} {_progress(run)}".strip(),
         chips=chips,
-        tiles=_tiles(result),
+        tiles=run_tiles(result),
         notices=_notices(run),
         sections=[
             _result_section(run),
-            run_curves(run),
             *own_tables(result),
+            run_curves(run),
+            *_answers(run, room),
             recipe_section(run.recipe, run.recipe_text, run_commands(run)),
             data_section(data),
             environment_section(run.environment, mapping(result.get("versions"))),
         ],
     )
+
+
+def _answers(run: Run, room: int) -> list[Section]:
+    """What single answers and layers tell, as far as the run kept it."""
+    analysis = Analysis.of(run.analysis)
+    sections = [layer_section(run.explained)]
+    if analysis is not None:
+        sections = [
+            class_section(analysis),
+            calibration_section(analysis),
+            disagreement_section(analysis, room),
+            *sections,
+        ]
+    return [section for section in sections if section is not None]
 
 
 def run_title(run: Run) -> str:
@@ -86,17 +108,27 @@ def run_title(run: Run) -> str:
 
 
 def _progress(run: Run) -> str:
-    """How far a run came that has not ended well."""
+    """How far a run came that has not ended well, and what it had reached."""
     if run.status == "done" or not run.train:
         return ""
     last = run.train[-1]
     planned = mapping(run.recipe.get("train")).get("epochs")
     epoch = (
-        f" in epoch {last['epoch']}{f' of {planned}' if planned else ''}"
+        f" in epoch {count(last['epoch'])}{f' of {count(planned)}' if planned else ''}"
         if last.get("epoch") is not None
         else ""
     )
-    return f"It came to step {last['step']}{epoch}."
+    return f"It came to step {count(last['step'])}{epoch}.{_reached(run)}"
+
+
+def _reached(run: Run) -> str:
+    """The first metric of the last evaluation, for a run that has no metrics in its result."""
+    metrics = mapping(run.evaluations[-1].get("metrics")) if run.evaluations else {}
+    if not metrics or primary_metric(run.result) is not None:
+        return ""
+    metric, value = next(iter(metrics.items()))
+    at = f"{run.evaluations[-1].get('split')} rows at step {count(run.evaluations[-1]['step'])}"
+    return f" Last measured: {metric_value(metric, value, 1)} {in_sentence(metric)} on {at}."
 
 
 def _notices(run: Run) -> list[Notice]:
@@ -114,66 +146,32 @@ def _notices(run: Run) -> list[Notice]:
     return notices
 
 
-def _tiles(result: dict[str, Any]) -> list[Tile]:
-    metric = primary_metric(result)
-    split = split_of(result)
-    student = mapping(result.get("student"))
-    name, teacher = main_teacher(result)
-    tiles = []
-    if metric is not None:
-        value = mapping(result.get(split)).get(metric)
-        against = mapping(teacher.get(split)).get(metric)
-        left, right = number(value), number(against)
-        detail = f"on {split} rows"
-        if left is not None and right is not None:
-            detail = f"{compared(metric, left - right)} the teacher"
-            detail = detail.replace("equal to the", "equal to its")
-        tiles.append(Tile(metric_label(metric), metric_value(metric, value, 1), detail))
-    for key, label, write, less in (
-        ("parameters", "Parameters", si, "fewer"),
-        ("flops", "FLOPs a row", si, "fewer"),
-        ("latency_ms", "Latency a row", milliseconds, "less"),
-    ):
-        if student.get(key) is not None:
-            tiles.append(
-                Tile(label, write(student[key]), _beside(cost_ratio(student, teacher, key), less, bool(name)))
-            )
-    if number(result.get("train_seconds")) is not None:
-        tiles.append(Tile("Training time", duration(result["train_seconds"]), "of the student"))
-    return tiles
-
-
-def _beside(ratio: float | None, less: str, teacher: bool) -> str:
-    if ratio is None:
-        return "the teacher's is unknown" if teacher else ""
-    if abs(ratio - 1) < 0.005:
-        return "as the teacher"
-    return f"{times(ratio)} {less} than the teacher" if ratio > 1 else f"{times(1 / ratio)} the teacher's"
-
-
 def _result_section(run: Run) -> Section:
     result = run.result
-    blocks: list[Block] = [
-        table for table in (against_teacher(result), by_group(result)) if table is not None
-    ]
-    last = last_evaluation(run)
-    if not blocks:
-        blocks.append(last or Notice("No result was recorded, and nothing was evaluated yet."))
-    elif not mapping(result.get("test")):
-        found = (
-            "the figures are from validation rows"
-            if mapping(result.get("validation"))
-            else "there are no metrics"
-        )
-        blocks.append(Notice(f"No test metrics were recorded; {found}."))
-    best = mapping(result.get("best"))
-    if best.get("metric") and number(best.get("value")) is not None:
-        metric = str(best["metric"])
-        written = (
-            metric_value(metric, best["value"], 1)
-            if is_share(metric)
-            else metric_value(metric, best["value"])
-        )
-        text = f"Best checkpoint by validation {in_sentence(metric)}: step {best.get('step', ABSENT)} with {written}."
-        blocks.append(Text(text))
-    return Section("Student against teacher" if result.get("teachers") else "Result", blocks, short="Result")
+    metrics = mapping(result.get(split_of(result)))
+    tables = [against_teacher(result), by_group(result)] if metrics or mapping(result.get("student")) else []
+    blocks: list[Block] = [table for table in tables if table is not None]
+    if not metrics:
+        last = last_evaluation(run)
+        blocks.insert(0, last or Notice("No metrics were recorded: the student was never evaluated."))
+    elif split_of(result) != "test":
+        blocks.append(Notice("No test metrics were recorded; the figures are from validation rows."))
+    if run.status == "done":
+        blocks += [Text(text) for text in (_best(result), ONE_RUN) if text]
+    return Section("Result", blocks)
+
+
+def _best(result: dict[str, Any]) -> str:
+    """What the best evaluation on validation rows was, since the student is the last step's."""
+    best, steps = mapping(result.get("best")), number(result.get("steps"))
+    if not best.get("metric") or number(best.get("value")) is None:
+        return ""
+    metric, step = str(best["metric"]), number(best.get("step"))
+    told = (
+        f"Best validation {in_sentence(metric)}: {metric_value(metric, best['value'])}, at step {count(step)}"
+    )
+    if step is None or steps is None:
+        return f"{told}."
+    return (
+        f"{told}, the last." if step == steps else f"{told}; this student is the last step's, {count(steps)}."
+    )

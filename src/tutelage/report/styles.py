@@ -11,6 +11,13 @@ DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 NEUTRAL = Style("series-neutral", "circle", "dash")
 """The baseline's look, so that it never competes with a method for attention."""
 
+ANSWERS = {
+    "Student": Style("series-0"),
+    "Teacher": Style("series-neutral", "diamond", "dash"),
+    "Agreement": Style("series-2", "triangle-up", "dot"),
+}
+"""Looks of what is told of single answers."""
+
 MARKERS = {
     "circle": "M6 2a4 4 0 1 0 0 8a4 4 0 1 0 0-8z",
     "square": "M2.5 2.5h7v7h-7z",

@@ -1,33 +1,23 @@
-"""Tables that a run's figures fill: student against teacher, values by group, and a run's own tables."""
+"""Tables that a run's figures fill: student against teacher, values by group, the last evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from tutelage.report.blocks import Cell, Column, Table
 from tutelage.report.format import (
     ABSENT,
-    is_share,
+    COSTS,
     lower_is_better,
     metric_difference,
     metric_label,
     metric_value,
-    milliseconds,
     number,
-    si,
     split_group,
     times,
 )
 from tutelage.report.records import Run, mapping
 from tutelage.report.verdict import cost_ratio, main_teacher, split_of
-
-MOST_ROWS = 200
-COSTS: tuple[tuple[str, str, Callable[[object], str]], ...] = (
-    ("parameters", "Parameters", si),
-    ("flops", "FLOPs a row", si),
-    ("latency_ms", "Latency a row", milliseconds),
-)
 
 
 def against_teacher(result: dict[str, Any]) -> Table | None:
@@ -40,7 +30,7 @@ def against_teacher(result: dict[str, Any]) -> Table | None:
     rows = []
     for metric in [name for name in values if split_group(name)[1] is None]:
         rows.append(_metric_row(metric, split, values, teachers, teacher if main is not None else None))
-    for key, label, write in COSTS:
+    for key, (label, write) in COSTS.items():
         if student.get(key) is None and all(t.get(key) is None for t in teachers.values()):
             continue
         ratio = cost_ratio(student, teacher, key)
@@ -52,7 +42,7 @@ def against_teacher(result: dict[str, Any]) -> Table | None:
         return None
     named = [Column(f"Teacher ({name})" if len(teachers) > 1 else "Teacher") for name in teachers]
     beside = main if len(teachers) > 1 else "teacher"
-    note = f"student minus {beside}; for costs, how many times less"
+    note = f"student minus {beside}, shares in points; for costs, how many times less"
     last = [Column("Difference", note=note)] if teachers else []
     return Table(
         f"{'Student against teacher' if teachers else 'Student'}{f', metrics on {split} rows' if values else ''}",
@@ -96,8 +86,7 @@ def _difference_cell(metric: str, value: object, against: object) -> Cell:
     if left is None or right is None:
         return Cell(ABSENT)
     better = (left < right) if lower_is_better(metric) else (left > right)
-    unit = " points" if is_share(metric) else ""
-    return Cell(metric_difference(metric, left - right) + unit, left - right, tone="good" if better else "")
+    return Cell(metric_difference(metric, left - right), left - right, tone="good" if better else "")
 
 
 def by_group(result: dict[str, Any]) -> Table | None:

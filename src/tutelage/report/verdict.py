@@ -13,13 +13,15 @@ from tutelage.report.format import (
     metric_difference,
     metric_value,
     number,
-    p_value,
+    p_clause,
     percent,
     plain,
     times,
 )
 from tutelage.report.records import Arm, Comparison, mapping
 
+LEVEL = 0.05
+"""A difference whose p value is below is called more than chance."""
 SAME = 0.01
 """Costs that differ by less than this share are called equal."""
 
@@ -54,7 +56,7 @@ def run_verdict(result: dict[str, Any]) -> str:
         )
     opening = "This run was stopped before its end. " if status == "stopped" else ""
     if metric is None:
-        return f"{opening}No metrics were recorded for this student."
+        return opening.strip() or "No metrics were recorded for this student."
     return f"{opening}{_outcome(result, metric)} {_costs(result)}".strip()
 
 
@@ -138,28 +140,44 @@ def _clause(ratio: float | None, less: str, more: str, same: str) -> str:
 
 @dataclass(frozen=True)
 class Gain:
-    """A method's difference to the baseline, turned so that above 0 is better. Unknown parts are none."""
+    """A method's difference to the baseline, turned so that above 0 is better. Unknown parts are none.
+
+    ``p`` is the one that counts: corrected for the number of methods (``corrected``) where the comparison has that.
+    """
 
     mean: float | None
     low: float | None
     high: float | None
     p: float | None
+    corrected: bool
 
     @classmethod
     def of(cls, arm: Arm, *, higher_is_better: bool) -> Gain:
         difference = mapping(arm.data.get("difference"))
         mean, low, high, p = (number(difference.get(key)) for key in ("mean", "low", "high", "p"))
-        if higher_is_better:
-            return cls(mean, low, high, p)
-        turned = [None if value is None else -value for value in (mean, high, low)]
-        return cls(turned[0], turned[1], turned[2], p)
+        adjusted = number(difference.get("p_adjusted"))
+        if not higher_is_better:
+            mean, low, high = (None if value is None else -value for value in (mean, high, low))
+        return cls(mean, low, high, p if adjusted is None else adjusted, adjusted is not None)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether it is more than chance: by its p value, or where there is none by its interval."""
+        if self.mean is None or self.low is None or self.high is None:
+            return False
+        return self.p < LEVEL if self.p is not None else self.low > 0 or self.high < 0
 
     @property
     def tone(self) -> Tone:
-        """Good or bad where the interval leaves out 0."""
-        if self.low is not None and self.low > 0:
-            return "good"
-        return "bad" if self.high is not None and self.high < 0 else ""
+        """Good or bad where it is more than chance."""
+        if not self.is_real or not self.mean:
+            return ""
+        return "good" if self.mean > 0 else "bad"
+
+    @property
+    def p_told(self) -> str:
+        """``p = 0.043``, ``p < 0.001 corrected``; empty where there is none."""
+        return "" if self.p is None else p_clause(self.p) + " corrected" * self.corrected
 
 
 def comparison_verdict(comparison: Comparison) -> str:
@@ -192,10 +210,10 @@ def _lead(metric: str, gain: Gain, baseline: str) -> str:
     better = "better" if gain.mean >= 0 else "worse"
     if gain.low is None or gain.high is None:
         return f"It is {size} {better} than {baseline}, seen with one seed: that gives no interval."
-    p = "" if gain.p is None else f", p {p_value(gain.p)}" if gain.p < 0.001 else f", p = {p_value(gain.p)}"
+    p = gain.p_told and f", {gain.p_told}"
     bounds = " to ".join(metric_difference(metric, value, 1) for value in (gain.low, gain.high))
     between = f"(95% interval {bounds}{p})"
-    if gain.low > 0:
+    if gain.tone == "good":
         return f"It is {size} better than {baseline} {between}."
     return f"That it is {size} {better} than {baseline} may be chance at this scale {between}."
 

@@ -13,11 +13,13 @@ from tutelage.report.load import load
 from tutelage.report.overview import overview_part, run_names
 from tutelage.report.records import Comparison, Run
 from tutelage.report.render import render
-from tutelage.report.run_page import run_part
+from tutelage.report.run_page import PICTURE_BYTES, run_part
 
 FILE = "report.html"
 DETAILED = 20
 """Runs of one report that get their own part; further ones stand in the overview only, and the page says so."""
+LARGEST = 6_000_000
+"""Bytes of a page; runs are told in full only as far as they fit."""
 
 
 def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
@@ -39,21 +41,31 @@ def write_report(paths: Sequence[Path], out: Path | None = None) -> Path:
     if not paths:
         raise ReportError("no folder given; give run folders or a comparison folder")
     folders = [Path(path) for path in paths]
-    page = render(_parts([load(folder) for folder in folders]))
+    page = _page([load(folder) for folder in folders])
     target = out or _nearest(folders) / FILE
     _replace(target, page)
     return target
 
 
-def _parts(records: Sequence[Run | Comparison]) -> list[Part]:
+def _page(records: Sequence[Run | Comparison]) -> str:
+    detailed = DETAILED
+    page = render(_parts(records, detailed))
+    while detailed and len(page.encode(errors="replace")) > LARGEST:
+        detailed //= 2
+        page = render(_parts(records, detailed))
+    return page
+
+
+def _parts(records: Sequence[Run | Comparison], detailed: int) -> list[Part]:
     runs = [record for record in records if isinstance(record, Run)]
     parts = [comparison_part(record) for record in records if isinstance(record, Comparison)]
     if len(records) == 1:
         return parts or [run_part(runs[0])]
     if len(runs) > 1:
-        parts.append(overview_part(runs, detailed=DETAILED))
-    named = zip(runs[:DETAILED], run_names(runs), strict=False)
-    return [*parts, *(run_part(run, name) for run, name in named)]
+        parts.append(overview_part(runs, detailed=detailed))
+    room = PICTURE_BYTES // max(min(detailed, len(runs)), 1)
+    named = zip(runs[:detailed], run_names(runs), strict=False)
+    return [*parts, *(run_part(run, name, room=room) for run, name in named)]
 
 
 def _nearest(folders: Sequence[Path]) -> Path:

@@ -20,15 +20,21 @@
     if (value !== null && typeof value === "object") {
       return Object.fromEntries(Object.entries(value).map(([name, item]) => [name, painted(item, name)]));
     }
-    return typeof value === "string" && /color$/i.test(key) ? color(value) : value;
+    return typeof value === "string" && /color(scale)?$/i.test(key) ? color(value) : value;
   }
 
-  function layoutOf(own) {
+  function layoutOf(own, width) {
     const axis = {
       gridcolor: "var(--line)", zeroline: false, linecolor: "var(--line)", automargin: true, nticks: 6,
       tickfont: { color: "var(--muted)" }, title: { font: { color: "var(--muted)", size: 12 }, standoff: 10 },
     };
     const titled = (given) => ({ ...axis, ...given, title: given.title && { ...axis.title, ...given.title } });
+    const apart = (given) => (given.type === "category" ? 17 : 75); // pixels from one label to the next
+    const axes = Object.keys(own).filter((name) => /^[xy]axis\d*$/.test(name)).map((name) => [name, titled({
+      ...(name[0] === "x" && { nticks: Math.max(4, Math.round(width / apart(own[name]))) }),
+      ...(name[0] === "y" && own[name].type === "category" && { nticks: Math.round(own.height / apart(own[name])) }),
+      ...own[name],
+    })]);
     return painted({
       ...own,
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: "var(--muted)" },
@@ -36,7 +42,7 @@
       dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
       margin: { l: 8, r: 14, t: 8, b: 8, ...own.margin },
       hoverlabel: { bgcolor: "var(--card)", bordercolor: "var(--muted)", font: { color: "var(--ink)", size: 13 }, align: "left" },
-      xaxis: titled(own.xaxis), yaxis: titled(own.yaxis),
+      ...Object.fromEntries(axes),
     });
   }
 
@@ -60,7 +66,7 @@
       if (!this.drawn) this.plot.replaceChildren();
       this.drawn = true;
       const data = this.figure.data.map((trace) => ({ ...painted(trace), visible: !this.hidden.has(trace.meta) }));
-      Plotly.react(this.plot, data, layoutOf(this.figure.layout), { displayModeBar: false, responsive: true, displaylogo: false });
+      Plotly.react(this.plot, data, layoutOf(this.figure.layout, this.plot.clientWidth), { displayModeBar: false, responsive: true, displaylogo: false });
     }
 
     show(key, shown) {
@@ -133,6 +139,8 @@
       });
     });
   });
+
+  all(".hint").slice(1).forEach((hint) => hint.remove()); // once a page is enough
 
   all(".copy").forEach((button) => {
     const code = button.closest(".code").querySelector("code");
