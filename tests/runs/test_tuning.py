@@ -84,7 +84,7 @@ def test_every_method_gets_the_same_number_of_trials(runs: FakeRuns, tmp_path: P
     for method in table["methods"]:
         tuning = method["tuning"]
         assert [trial["number"] for trial in tuning["trials"]] == list(range(TRIALS))
-        assert tuning["seconds"] == 2.0 * TRIALS
+        assert tuning["seconds"] == 1.0 * TRIALS
         assert tuning["seed"] == 2
         for trial in tuning["trials"]:
             assert trial["values"].keys() == tuning["ranges"].keys()

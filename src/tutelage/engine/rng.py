@@ -22,7 +22,10 @@ def seed_all(seed: int) -> None:
     """Seed python's, numpy's and torch's global generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # torch.manual_seed would note a call, with a stack trace, for every device that might come
+        torch.default_generator.manual_seed(seed)
 
 
 @contextlib.contextmanager

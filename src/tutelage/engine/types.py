@@ -61,6 +61,9 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
+        """The batch on a device; itself where it lies there already."""
+        if self.device == torch.device(device):
+            return self
         return self.map(lambda tensor: tensor.to(device, non_blocking=True))
 
     def select(self, rows: Tensor | slice) -> Batch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch.nn.functional as F
 from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 
@@ -40,10 +41,14 @@ def kd_loss(
 
     Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531), section 2.
     """
-    check_same_shape(student_logits=student_logits, teacher_logits=teacher_logits)
+    by_row = weight if isinstance(weight, Tensor) and weight.dim() else None
+    if mask is None and by_row is None:
+        log_student, log_teacher = _log_probabilities(student_logits, teacher_logits, temperature)
+        whole = F.kl_div(log_student, log_teacher, reduction="sum", log_target=True)
+        return whole * (weight * temperature**2 / max(student_logits.shape[:-1].numel(), 1))
     divergence = forward_kl(student_logits, teacher_logits, temperature)
-    if isinstance(weight, Tensor) and weight.dim():
-        check_same_shape(weight=weight, rows=divergence)
+    if by_row is not None:
+        check_same_shape(weight=by_row, rows=divergence)
     return masked_mean(divergence * weight, mask) * temperature**2
 
 

@@ -170,7 +170,7 @@ def _outcomes(comparison: Comparison, searches: Sequence[Search], styles: dict[s
         Column("Best trial"),
         Column("Difference"),
         Column("Trials"),
-        Column("Time", note="of all trials together, their evaluation included"),
+        Column("Time", note="of training in all trials together"),
     ]
     return Table(
         f"{metric_label(metric)} on validation rows, before and after tuning", columns, rows, sortable=True

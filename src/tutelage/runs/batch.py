@@ -87,6 +87,11 @@ def run_batch(
             raise
 
 
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _call(function: Callable[..., Json], arguments: tuple[Any, ...]) -> Json:
     try:
         return function(*arguments)

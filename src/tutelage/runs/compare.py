@@ -8,7 +8,6 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-import joblib
 import torch
 
 import tutelage.recipe as recipes
@@ -24,6 +23,7 @@ from tutelage.runs.batch import (
     finished_result,
     read_json,
     run_batch,
+    usable_cores,
     write_json,
     write_text,
 )
@@ -140,8 +140,7 @@ def _side_by_side(recipe: Recipe) -> int:
     device = recipe.train.device
     if device != "cpu" and (device != "auto" or torch.accelerator.is_available()):
         return 1
-    cores: int = joblib.cpu_count()
-    return max(1, cores // (recipe.train.threads or 1))
+    return max(1, usable_cores() // (recipe.train.threads or 1))
 
 
 def run_once(recipe: Recipe, place: str, folder: Path, metric: str) -> Json:

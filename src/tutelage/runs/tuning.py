@@ -63,8 +63,8 @@ def tune(
         higher_is_better: of ``metric``.
 
     Returns:
-        ``ranges`` (low and high by dotted key), ``trials`` (number, values, metric, seconds, error), the ``chosen``
-        values (none where every trial failed) and the ``seconds`` of all trials.
+        ``ranges`` (low and high by dotted key), ``trials`` (number, values, metric, seconds of training, error), the
+        ``chosen`` values (none where every trial failed) and the ``seconds`` of all trials.
     """
     ranges = search_ranges(recipe, given)
     done: list[Json] = []
@@ -158,8 +158,11 @@ def _trial(number: int, recipe: Recipe, values: dict[str, float], folder: Path, 
         return trial | {"error": f"{type(error).__name__}: {error}"}
     value = (result["validation"] or {}).get(metric)
     if value is None or not math.isfinite(value):
-        return trial | {"seconds": result["seconds"], "error": f"the run has no finite validation {metric}"}
-    return trial | {"value": value, "seconds": result["seconds"]}
+        return trial | {
+            "seconds": result["train_seconds"],
+            "error": f"the run has no finite validation {metric}",
+        }
+    return trial | {"value": value, "seconds": result["train_seconds"]}
 
 
 def _optuna() -> Any:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from tutelage.engine.checkpoint import FolderLock
-from tutelage.runs.batch import write_json, write_text
+from tutelage.runs.batch import usable_cores, write_json, write_text
 from tutelage.studies.judgement import judge
 from tutelage.studies.page import page
-from tutelage.studies.provenance import provenance, usable_cores
+from tutelage.studies.provenance import provenance
 from tutelage.studies.registry import find_study, study_names
 from tutelage.studies.trials import THREADS, run_study
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 import tutelage
+from tutelage.runs.batch import usable_cores
 from tutelage.runs.folder import environment
 
 PACKAGE = Path(tutelage.__file__).parent
@@ -34,11 +34,6 @@ def provenance(threads: int) -> dict[str, Any]:
         },
         "code_hash": code_hash(),
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def file_hash(path: Path) -> str:
