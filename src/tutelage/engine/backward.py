@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -54,7 +55,12 @@ def weighed(terms: Terms, shares: Shares, method: Method) -> dict[str, Tensor]:
             raise ValueError(
                 f"{who}: term {name!r} is a mean over {term.items!r}; count names {list(shares)}"
             )
-    return {name: term.mean * shares[term.items] for name, term in terms.items()}
+    return {name: _times(term.mean, shares[term.items]) for name, term in terms.items()}
+
+
+def _times(mean: Tensor, share: Tensor | float) -> Tensor:
+    whole = isinstance(share, float) and share == 1.0  # spares a forward and a backward of nothing
+    return mean if whole else mean * share
 
 
 class Gradients:
@@ -80,7 +86,7 @@ class Gradients:
         if not with_graph:
             raise ValueError(f"no term reaches a trainable parameter (terms: {', '.join(terms) or 'none'})")
         if self.method.combine_gradients is None:
-            self._scaled(torch.stack(list(with_graph.values())).sum()).backward()
+            self._scaled(functools.reduce(torch.add, with_graph.values())).backward()
             return
         last = list(with_graph)[-1]
         for name, term in with_graph.items():

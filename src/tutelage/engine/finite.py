@@ -140,7 +140,10 @@ class FiniteGuard:
 
 
 def _not_finite(values: list[Tensor]) -> Tensor:
-    return torch.stack([~torch.isfinite(value.detach()).all() for value in values])
+    values = [value.detach() for value in values]
+    if all(value.dim() == 0 and value.dtype == values[0].dtype for value in values):
+        return ~torch.isfinite(torch.stack(values))  # one look at all of them
+    return torch.stack([~torch.isfinite(value).all() for value in values])
 
 
 def _read_later(step: int, names: tuple[str, ...], bad: Tensor) -> _Reading:

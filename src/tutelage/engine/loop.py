@@ -223,7 +223,8 @@ class Trainer:
         seed = derive_seed(self.config.seed, self.runtime.rank, self.step)
         seed_all(seed)
         self.setup.generator.manual_seed(seed)
-        self.wrapped.train()
+        if not all(module.training for module in self.wrapped.modules()):  # to ask is cheaper than to set
+            self.wrapped.train()
         contexts = [Step(self.setup, self._on_device(batch), self.step) for batch in micro]
         self._transform(contexts)
         shares = item_shares(self.method, [ctx.batch for ctx in contexts], self.runtime)

@@ -4,6 +4,7 @@ on bit for bit with no generator state on disk, and Trainers side by side do not
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import random
 from collections.abc import Iterator
@@ -18,11 +19,14 @@ def derive_seed(seed: int, *names: str | int) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+_accelerated = functools.cache(torch.accelerator.is_available)
+
+
 def seed_all(seed: int) -> None:
     """Seed python's, numpy's and torch's global generators."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    if torch.accelerator.is_available():
+    if _accelerated():
         torch.manual_seed(seed)
     else:  # torch.manual_seed would note a call, with a stack trace, for every device that might come
         torch.default_generator.manual_seed(seed)

@@ -61,8 +61,8 @@ class Views:
         self.configs = tuple(configs)
         self.seed = seed
 
-    def draw(self, batch: Batch, view: Tensor) -> Draws:
-        """All random numbers of the batch's rows under ``view``, ``[rows]`` int64.
+    def draw(self, batch: Batch, view: Tensor) -> Draws | None:
+        """All random numbers of the batch's rows under ``view``, ``[rows]`` int64; None where there is no view to draw.
 
         They are drawn on the CPU: ids that lie on an accelerator are waited for, so draw before the batch moves there.
 
@@ -70,8 +70,7 @@ class Views:
             ValueError: there are views to draw, but the rows have no index.
         """
         if not self.configs:
-            nothing = np.empty(0, dtype=np.int64)
-            return Draws(Counter(nothing, nothing, self.seed), np.empty((0, len(batch), _NUMBERS)))
+            return None
         if batch.index is None:
             raise ValueError("data.views needs a row index in every batch; this source gives none")
         counter = Counter(_ids(batch.index), _ids(view), self.seed)
@@ -91,7 +90,7 @@ class Views:
         """
         draws = draws or self.draw(batch, view)
         batch = to_float(batch).replace(view=view.to(batch.device, non_blocking=True))
-        if not self.configs:
+        if draws is None:
             return batch
         if isinstance(batch.inputs, dict):
             raise ValueError(

@@ -53,6 +53,8 @@ class Task(ABC):
         """
         logits, target = self.masked(outputs, batch)
         losses = self.row_losses(logits, target)
+        if batch.mask is None:
+            return Term(losses.sum() / max(len(losses), 1))
         valid = valid_rows(batch)
         return Term(torch.where(valid, losses, 0.0).sum() / valid.sum().clamp(min=1))
 
