@@ -142,7 +142,7 @@ def test_zero_with_zero_gradient_at_equality_and_positive_elsewhere(loss: Loss, 
     assert loss(student, teacher) > 0
     same = loss(student, student.detach())
     assert same.abs() < 1e-12
-    assert gradient(same, student).abs().max() < 1e-7
+    assert gradient(same, student).abs().max() < 1e-6  # eps over the shortest row
 
 
 @every
