@@ -67,7 +67,8 @@ def dkd_terms(
         raise ValueError(f"dkd needs at least 2 classes; got {student_logits.shape[1]}")
     ids = target.long()[:, None]
     student = _split(tempered(student_logits, temperature), ids)
-    teacher = _split(tempered(teacher_logits.detach(), temperature), ids)
+    with torch.no_grad():
+        teacher = _split(tempered(teacher_logits, temperature), ids)
     scale = temperature**2 / max(len(student_logits), 1)
     target_term, nontarget = (
         F.kl_div(ours, theirs, reduction="sum", log_target=True) * scale
@@ -108,7 +109,11 @@ def _split(
     logits: Float[Tensor, "batch classes"], ids: Integer[Tensor, "batch 1"]
 ) -> tuple[Float[Tensor, "batch 2"], Float[Tensor, "batch classes"]]:
     """Log-probabilities of the target and of all others together; those among the others, 0 at the target."""
-    # Measured from the target's logit, so that a large common part of a row costs no digits.
-    others = (logits - logits.gather(1, ids)).scatter_(1, ids, -math.inf)
-    odds = others.logsumexp(1)
-    return F.logsigmoid(torch.stack([-odds, odds], 1)), others.log_softmax(1).scatter(1, ids, 0.0)
+    # Measured from the target's logit, so that a large common part of a row costs no digits. The shift itself is a
+    # constant: what the others are among themselves must not see the target's logit, not even by rounding.
+    own = logits.gather(1, ids)
+    others = (logits - own.detach()).scatter_(1, ids, -math.inf)
+    whole = others.logsumexp(1)
+    odds = whole - (own - own.detach()).squeeze(1)
+    among = (others - whole[:, None]).scatter_(1, ids, 0.0)
+    return F.logsigmoid(torch.stack([-odds, odds], 1)), among

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
@@ -15,6 +17,15 @@ __all__: list[str] = []
 def upcast(tensor: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """float16 and bfloat16 as float32; float32 and float64 as they are."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def without_autocast(tensor: Float[Tensor, "*shape"]) -> contextlib.AbstractContextManager[None]:
+    """A block in which products of tensors on this device keep their precision; free where autocast is off."""
+    device = tensor.device.type
+    if torch.is_autocast_enabled(device):
+        context: contextlib.AbstractContextManager[None] = torch.autocast(device, enabled=False)
+        return context
+    return contextlib.nullcontext()
 
 
 def masked_mean(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tutelage.functional.checks import check_positive
 from tutelage.functional.features import unit_rows
-from tutelage.functional.reductions import upcast
+from tutelage.functional.reductions import upcast, without_autocast
 
 __all__ = ["pkt_loss", "rkd_loss", "sp_loss"]
 
@@ -60,7 +60,7 @@ def rkd_loss(
     student, teacher = _flat(student_features, teacher_features)
     if len(student) < 2:
         return student.sum() * 0
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         distance = F.smooth_l1_loss(_distances(student, squared, eps), _distances(teacher, squared, eps))
         differentiable = student.requires_grad and torch.is_grad_enabled()
         angle: Tensor = _Angles.apply(student, teacher, differentiable)[0]
@@ -95,7 +95,7 @@ def pkt_loss(
     student, teacher = _flat(student_features, teacher_features)
     if not len(student):
         return student.sum()
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         ours, theirs = _affinities(student, eps), _affinities(teacher, eps)
     return (theirs * ((theirs + eps) / (ours + eps)).log()).mean()
 
@@ -123,7 +123,7 @@ def sp_loss(
     student, teacher = _flat(student_features, teacher_features)
     if len(student) < 2:
         return student.sum() * 0
-    with torch.autocast(student.device.type, enabled=False):
+    with without_autocast(student):
         return F.mse_loss(unit_rows(_gram(student)), unit_rows(_gram(teacher)))
 
 
@@ -152,7 +152,7 @@ def _distances(
 
 def _affinities(features: Float[Tensor, "batch width"], eps: float) -> Float[Tensor, "batch batch"]:
     unit = features / (torch.linalg.vector_norm(features, dim=1, keepdim=True) + eps)
-    shifted = (_gram(unit) + 1) / 2
+    shifted = _gram(unit) + 1  # twice the (cos + 1) / 2, which the sum below takes out again
     return shifted / shifted.sum(1, keepdim=True)
 
 
@@ -164,18 +164,16 @@ def _gram(features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch batch"
 class _Gram(torch.autograd.Function):
     """Inner products of all pairs of rows, whose gradient takes one product instead of the usual two."""
 
+    # Not by setup_context: it looks at the signature on every call, which costs more than the product.
     @staticmethod
-    def forward(features: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        ctx.save_for_backward(features)
         return features @ features.T
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> Tensor:
         (features,) = ctx.saved_tensors
-        with torch.autocast(features.device.type, enabled=False):
+        with without_autocast(features):
             gradient: Tensor = (upstream + upstream.T) @ features
         return gradient
 

@@ -73,7 +73,8 @@ def run_batch(
     if jobs == 1 or len(calls) < 2:
         yield from ((position, function(*call)) for position, call in enumerate(calls))
         return
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])  # imported once for all workers
     with ProcessPoolExecutor(min(jobs, len(calls)), mp_context=context, initializer=_end_with_parent) as pool:
         waiting = {pool.submit(_call, function, call): position for position, call in enumerate(calls)}
         try:
