@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
-from tutelage.engine.method import Method, Paper
-from tutelage.engine.needs import Needs
-from tutelage.engine.types import Batch, Outputs, Taps, Term, Terms
+from tutelage.engine.method import Paper
+from tutelage.engine.types import Batch, Outputs, Term, Terms
 from tutelage.functional.features import at_loss
 from tutelage.functional.reductions import keep_rows
-from tutelage.methods.baselines.choices import StageTapsConfig, label_term, stage_pairs
-from tutelage.methods.baselines.stages import StageMaps
+from tutelage.methods.baselines.choices import StageTapsConfig, label_term
+from tutelage.methods.baselines.stages import StageMethod
 from tutelage.recipe.config import Range
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class ATConfig(StageTapsConfig):
         return {"loss_weight": Range(1.0, 1000.0)}
 
 
-class AT(Method):
+class AT(StageMethod):
     """Labels, and the spatial attention of every stage's map: its activations' powers averaged over channels."""
 
     Config = ATConfig
@@ -49,24 +48,10 @@ class AT(Method):
         card="baselines",
         family="vision logits and features",
     )
-    needs = Needs(
-        logits=(),
-        teacher_taps=True,
-        fields=("target",),
-        tasks=("classification", "multilabel", "regression"),
-    )
     config: ATConfig
 
-    def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:
-        assert teacher is not None
-        ours, theirs = stage_pairs(student, teacher, self.config.student_taps, self.config.teacher_taps)
-        return Taps(student=ours, teacher=theirs, teacher_logits=False)
-
     def build(self, teacher: ModelSpec | None, student: ModelSpec, example: Batch) -> None:
-        assert teacher is not None
-        taps = self.taps(teacher, student)
-        self.student_maps = StageMaps(student, taps.student)
-        self.teacher_maps = StageMaps(teacher, taps.teacher)
+        super().build(teacher, student, example)
         sides = (self.student_maps, self.teacher_maps)
         if any(all(math.prod(shape[1:]) == 1 for shape in side.shapes) for side in sides):
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -34,7 +35,7 @@ class RelationConfig(OneTapConfig):
     loss_weight: float = Field(1.0, ge=0, description="Weight of the difference between the relations.")
 
 
-class Relation(Method):
+class Relation(Method, ABC):
     """Labels, and a loss between the relations of a batch's rows.
 
     Features are flattened, so any tap serves, and the sides may differ in width.
@@ -49,9 +50,9 @@ class Relation(Method):
     )
     config: RelationConfig
 
+    @abstractmethod
     def difference(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The loss between two features of the same rows, ``[batch, ...]``."""
-        raise NotImplementedError
 
     def default_tap(self, spec: ModelSpec, side: Side) -> str:
         return pooled_feature(spec, side)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 from torch import Tensor, nn
 
-from tutelage.engine.method import Method, Paper
-from tutelage.engine.needs import Needs
+from tutelage.engine.method import Paper
 from tutelage.engine.types import Batch, Outputs, Taps, Term, Terms
 from tutelage.functional.reductions import keep_rows
 from tutelage.functional.review import hcl_loss
@@ -23,7 +23,7 @@ from tutelage.methods.baselines.choices import (
     warmup,
 )
 from tutelage.methods.baselines.model import AttentionFusion
-from tutelage.methods.baselines.stages import StageMaps, before_last_activation
+from tutelage.methods.baselines.stages import StageMethod, before_last_activation
 
 if TYPE_CHECKING:
     from tutelage.engine.spec import ModelSpec
@@ -52,7 +52,7 @@ class ReviewKDConfig(StageTapsConfig):
     )
 
 
-class ReviewKD(Method):
+class ReviewKD(StageMethod):
     """Labels, and the teacher's map of every stage from that stage of the student fused with all deeper ones.
 
     The fusing blocks are trained with the student and dropped at the end.
@@ -68,13 +68,7 @@ class ReviewKD(Method):
         card="baselines",
         family="vision logits and features",
     )
-    needs = Needs(
-        logits=(),
-        teacher_taps=True,
-        fields=("target",),
-        couples_rows=True,
-        tasks=("classification", "multilabel", "regression"),
-    )
+    needs = dataclasses.replace(StageMethod.needs, couples_rows=True)
     config: ReviewKDConfig
 
     def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:
@@ -90,10 +84,7 @@ class ReviewKD(Method):
         return Taps(student=ours, teacher=theirs, teacher_logits=False)
 
     def build(self, teacher: ModelSpec | None, student: ModelSpec, example: Batch) -> None:
-        assert teacher is not None
-        taps = self.taps(teacher, student)
-        self.student_maps = StageMaps(student, taps.student)
-        self.teacher_maps = StageMaps(teacher, taps.teacher)
+        super().build(teacher, student, example)
         widths = [shape[0] for shape in self.student_maps.shapes]
         mid = min(self.config.max_width, widths[-1])
         self.fusions = nn.ModuleList(

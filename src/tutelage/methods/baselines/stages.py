@@ -9,9 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from tutelage.engine.layout import layout_of
+from tutelage.engine.method import Method
+from tutelage.engine.needs import Needs
 from tutelage.engine.patterns import INPUT
 from tutelage.engine.spec import ModelSpec
+from tutelage.engine.types import Batch, Taps
 from tutelage.functional.maps import as_map
+from tutelage.methods.baselines.choices import StageTapsConfig, stage_pairs
 
 _ACTIVATIONS = re.compile(
     r"(Leaky|P|R)?ReLU6?|[CS]?ELU|(Quick)?GELU(Tanh)?|SiLU|Swish|Mish|Hard([Ss]wish|tanh|Mish)|Softplus"
@@ -37,6 +41,29 @@ class StageMaps:
 
     def __call__(self, features: Mapping[str, Any]) -> list[Tensor]:
         return [as_map(layout.to_map(features[path])) for path, layout in self.layouts]
+
+
+class StageMethod(Method):
+    """Base of the methods that compare the maps of all stages, in pairs."""
+
+    needs = Needs(
+        logits=(),
+        teacher_taps=True,
+        fields=("target",),
+        tasks=("classification", "multilabel", "regression"),
+    )
+    config: StageTapsConfig
+
+    def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:
+        assert teacher is not None
+        ours, theirs = stage_pairs(student, teacher, self.config.student_taps, self.config.teacher_taps)
+        return Taps(student=ours, teacher=theirs, teacher_logits=False)
+
+    def build(self, teacher: ModelSpec | None, student: ModelSpec, example: Batch) -> None:
+        assert teacher is not None
+        taps = self.taps(teacher, student)
+        self.student_maps = StageMaps(student, taps.student)
+        self.teacher_maps = StageMaps(teacher, taps.teacher)
 
 
 def before_last_activation(spec: ModelSpec, stage: str) -> str | None:

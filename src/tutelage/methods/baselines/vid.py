@@ -8,15 +8,14 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from tutelage.engine.method import Method, Paper
-from tutelage.engine.needs import Needs
-from tutelage.engine.types import Batch, Outputs, Taps, Term, Terms
+from tutelage.engine.method import Paper
+from tutelage.engine.types import Batch, Outputs, Term, Terms
 from tutelage.functional.maps import pooled_alike
 from tutelage.functional.reductions import keep_rows
 from tutelage.functional.variational import vid_loss
-from tutelage.methods.baselines.choices import StageTapsConfig, label_term, stage_pairs
+from tutelage.methods.baselines.choices import StageTapsConfig, label_term
 from tutelage.methods.baselines.model import VIDRegressor
-from tutelage.methods.baselines.stages import StageMaps
+from tutelage.methods.baselines.stages import StageMethod
 
 if TYPE_CHECKING:
     from tutelage.engine.spec import ModelSpec
@@ -31,7 +30,7 @@ class VIDConfig(StageTapsConfig):
     eps: float = Field(1e-5, gt=0, le=1e-3, description="Least variance of a channel.")
 
 
-class VID(Method):
+class VID(StageMethod):
     """Labels, and the likelihood of the teacher's maps under Gaussians that the student's maps predict.
 
     Means come from a small network a stage, variances are one learned number a channel; both are dropped at the end.
@@ -47,24 +46,10 @@ class VID(Method):
         card="baselines",
         family="vision logits and features",
     )
-    needs = Needs(
-        logits=(),
-        teacher_taps=True,
-        fields=("target",),
-        tasks=("classification", "multilabel", "regression"),
-    )
     config: VIDConfig
 
-    def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:
-        assert teacher is not None
-        ours, theirs = stage_pairs(student, teacher, self.config.student_taps, self.config.teacher_taps)
-        return Taps(student=ours, teacher=theirs, teacher_logits=False)
-
     def build(self, teacher: ModelSpec | None, student: ModelSpec, example: Batch) -> None:
-        assert teacher is not None
-        taps = self.taps(teacher, student)
-        self.student_maps = StageMaps(student, taps.student)
-        self.teacher_maps = StageMaps(teacher, taps.teacher)
+        super().build(teacher, student, example)
         self.regressors = nn.ModuleList(
             VIDRegressor(ours[0], theirs[0], self.config.variance, self.config.eps)
             for ours, theirs in zip(self.student_maps.shapes, self.teacher_maps.shapes, strict=True)
