@@ -1,0 +1,87 @@
+"""Where rows come from, and how they are changed at random."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+
+from tutelage.recipe.config import Config
+from tutelage.recipe.parts import Positive, Rows, Share, Text, is_number
+
+
+class ViewConfig(Config):
+    """One random change of an image, drawn anew for every (view, row) and reproducible from the seed alone."""
+
+    name: Literal["crop", "flip", "noise", "resized_crop", "color_jitter", "erase"] = Field(
+        description="The change."
+    )
+    padding: int = Field(4, ge=0, le=256, description="crop: pixels of reflected border before the crop.")
+    probability: float = Field(0.5, ge=0, le=1, description="flip, erase: how often.")
+    strength: float = Field(
+        0.1,
+        ge=0,
+        le=1,
+        description="noise: standard deviation; color_jitter: largest change; both in units of the pixel range.",
+    )
+    scale: tuple[Positive, Positive] = Field(
+        (0.35, 1.0), description="resized_crop, erase: share of the image's area, lowest and highest."
+    )
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        scale = values["scale"]
+        is_range = isinstance(scale, tuple) and len(scale) == 2 and all(map(is_number, scale))
+        if is_range and not scale[0] <= scale[1] <= 1:
+            return [f"scale is lowest and highest share, at most 1; got {scale[0]} and {scale[1]}"]
+        return []
+
+
+class DataConfig(Config):
+    """Where rows come from and how they are split."""
+
+    path: Text = Field(
+        description="`digits`, a hub name, a folder of parquet files, a CSV file, or a folder of images by class."
+    )
+    config: str | None = Field(None, description="Configuration name on the hub; a local folder has none.")
+    revision: str | None = Field(None, description="Revision on the hub.")
+    image: str | None = Field(None, description="Column with the image; found by its type where left out.")
+    features: tuple[Text, ...] = Field((), description="Columns with numbers, where rows are no images.")
+    target: str | tuple[Text, ...] | None = Field(
+        None, description="Column with the label; several 0/1 columns for several labels a row."
+    )
+    columns: tuple[Text, ...] = Field((), description="Further columns that travel with the batch, by name.")
+    train: Text = Field("train", description="Name of the training split.")
+    validation: str | Share | Rows | None = Field(
+        0.1, description="A split's name, or the share or number of training rows to hold out."
+    )
+    test: str | Share | Rows | None = Field(
+        None,
+        description="A split's name, or the share or number of rows to hold out; left out: `test` where it exists.",
+    )
+    limit: Rows | None = Field(
+        None, description="Keep this many training rows (the first of a seeded permutation)."
+    )
+    evaluation_limit: Rows | None = Field(None, description="Keep this many rows of each evaluation split.")
+    noise: float = Field(
+        0.0,
+        ge=0,
+        le=10,
+        description="Standard deviation of fixed Gaussian noise on the inputs, in units of their range.",
+    )
+    seed: int = Field(0, ge=0, description="Seed of splits, limits and noise.")
+    views: tuple[ViewConfig, ...] = Field((), description="Random changes of training rows, in order.")
+    image_size: int | None = Field(
+        None,
+        ge=1,
+        le=4096,
+        description="Side that images are resized to; left out: as they are, and all alike.",
+    )
+    workers: int = Field(0, ge=0, le=64, description="Loader processes.")
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        if values["image"] is not None and values["features"]:
+            return ["give `image` or `features`, not both: a row is an image or a list of numbers"]
+        return []

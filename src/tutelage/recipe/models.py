@@ -1,0 +1,92 @@
+"""Student and teacher: models by name, and where a teacher's knowledge comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from tutelage.recipe.config import Config, Scalar
+from tutelage.recipe.parts import Positive, Text
+
+Channels = Annotated[tuple[float, ...], Field(min_length=1)]
+Deviations = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+def _unequal_channels(values: Mapping[str, Any]) -> list[str]:
+    mean, std = values["mean"], values["std"]
+    if isinstance(mean, tuple) and isinstance(std, tuple) and len(mean) != len(std):
+        return [f"mean has {len(mean)} channels, std has {len(std)}; give as many"]
+    return []
+
+
+class ModelConfig(Config):
+    """A model by name. `timm:`, `hf:`, `cifar:` and `digits:` say where the architecture comes from."""
+
+    model: Text = Field(
+        description="For example `timm:resnet18`, `hf:distilbert-base-uncased`, `cifar:resnet8x4`, `digits:cnn-4-8-16`."
+    )
+    weights: str | None = Field(
+        None,
+        description="Left out: random. `pretrained`: the library's. `hub:NAME`, a safetensors file, or a run's student folder.",
+    )
+    revision: str | None = Field(None, description="Revision of hub weights.")
+    options: dict[str, Scalar] = Field({}, description="Further arguments of the architecture.")
+    mean: Channels | None = Field(
+        None, description="Input mean by channel; left out: the weights' own, else the data's."
+    )
+    std: Deviations | None = Field(None, description="Input standard deviation by channel; as `mean`.")
+    trust_remote_code: bool = Field(False, description="Let `hf:` run code that comes with the weights.")
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        return _unequal_channels(values)
+
+
+class TeacherConfig(Config):
+    """Where the teacher's knowledge comes from: exactly one of `model`, `run`, `recipe`, `store`, `endpoint`."""
+
+    model: Text | None = Field(
+        None, description="A model by name, as for the student; usually with `weights`."
+    )
+    weights: str | None = Field(
+        None, description="As for the student: `pretrained`, `hub:NAME`, a file or a folder."
+    )
+    revision: str | None = Field(None, description="Revision of hub weights.")
+    options: dict[str, Scalar] = Field({}, description="Further arguments of the architecture.")
+    mean: Channels | None = Field(
+        None, description="Input mean by channel; left out: the weights' own, else the data's."
+    )
+    std: Deviations | None = Field(None, description="Input standard deviation by channel; as `mean`.")
+    trust_remote_code: bool = Field(False, description="Let `hf:` run code that comes with the weights.")
+    run: Text | None = Field(None, description="Folder of an earlier run; its student becomes the teacher.")
+    recipe: Text | None = Field(
+        None,
+        description="A recipe that is trained first and reused: a file, relative to this recipe's folder, or the name "
+        "of a shipped recipe.",
+    )
+    overrides: tuple[Text, ...] = Field(
+        (),
+        exclude_if=lambda given: not given,
+        description="Changes of that recipe, as on the command line: [train.epochs=30, data.limit=5000].",
+    )
+    store: Text | None = Field(None, description="Folder of stored outputs.")
+    endpoint: Text | None = Field(None, description="Address of a server that writes text.")
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        sources = ("model", "run", "recipe", "store", "endpoint")
+        given = [name for name in sources if values[name] is not None]
+        reasons = _unequal_channels(values)
+        if len(given) != 1:
+            reasons.append(
+                f"give exactly one of {', '.join(sources)}; got {', '.join(given) or 'none'}"
+                + (" (set the others to null)" if given else "")
+            )
+        extra = [name for name in ("weights", "revision", "options", "trust_remote_code") if values[name]]
+        if values["model"] is None and extra:
+            reasons.append(f"{', '.join(extra)} only together with `model`")
+        if values["recipe"] is None and values["overrides"]:
+            reasons.append("overrides only together with `recipe`")
+        return reasons
