@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from benchmarks import comparing, losses, startup, taps, training, versus_torchdistill
+from benchmarks import comparing, limit, losses, startup, taps, training, versus_torchdistill
 from benchmarks.harness import Benchmark
 
 BENCHMARKS: tuple[Benchmark, ...] = (
     *training.BENCHMARKS,
+    *limit.BENCHMARKS,
     *versus_torchdistill.BENCHMARKS,
     *taps.BENCHMARKS,
     *losses.BENCHMARKS,

@@ -46,10 +46,15 @@ def model(name: str, seed: int) -> nn.Module:
 
 
 def make_trainer(
-    images: Images, student: nn.Module, teacher: nn.Module | None, views: tuple[ViewConfig, ...] = ()
+    images: Images,
+    student: nn.Module,
+    teacher: nn.Module | None,
+    views: tuple[ViewConfig, ...] = (),
+    *,
+    fast: bool = False,
 ) -> Trainer:
-    """Our side: no evaluation, no checkpoints."""
-    runtime = Runtime()
+    """Our side: no evaluation, no checkpoints. ``fast``: bf16 and compiled models."""
+    runtime = Runtime(precision="bf16" if fast else "fp32")
     name = "kd" if teacher else "none"
     method = catalogue.load(name)
     config = TrainConfig(
@@ -57,6 +62,8 @@ def make_trainer(
         batch_size=BATCH,
         optimizer=OptimizerConfig(name="sgd", lr=LR, momentum=MOMENTUM, weight_decay=DECAY),
         schedule=ScheduleConfig(name="constant"),
+        precision=runtime.precision,
+        compile=fast,
     )
     teachers = {}
     if teacher is not None:
