@@ -15,7 +15,7 @@ INSTALLED_DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install quickstart test test-slow lint format curves readme reproduce leaderboard bench bench-quick constraints clean
+.PHONY: help install quickstart test test-slow crash-test lint format curves readme reproduce leaderboard bench bench-quick audit constraints clean
 
 help: ## Show what can be made (the default)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: lint ## Checks, then all tests but the slow ones
 
 test-slow: $(INSTALLED_DEV) ## Only the slow tests
 	$(PYTEST) -m slow
+
+crash-test: $(INSTALLED_DEV) ## Kill real runs at random instants, many of them inside a save; each must end with the same bits
+	OMP_NUM_THREADS=1 $(PYTHON_VENV) -m pytest tests/crash -rP
 
 lint: $(INSTALLED_DEV) ## ruff, mypy, and the walls between the rooms
 	$(VENV)/bin/ruff check .
@@ -71,6 +74,9 @@ bench: $(INSTALLED) ## Hold speed and memory against their peers (on a machine t
 
 bench-quick: $(INSTALLED) ## The same with fewer and shorter rounds, under five minutes
 	$(PYTHON_VENV) -m benchmarks --quick
+
+audit: $(INSTALLED_DEV) ## Known vulnerabilities of what constraints.txt pins; a bill of materials in build/sbom.json
+	$(PYTHON_VENV) tools/audit.py
 
 constraints: $(INSTALLED_DEV) ## Write constraints.txt from what is installed now
 	$(PYTHON_VENV) tools/constraints.py

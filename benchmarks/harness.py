@@ -39,19 +39,26 @@ class UnequalWorkError(AssertionError):
 class Bar:
     """The largest value that holds, and what the value is.
 
-    ``×``: ours over the peer's; ``µs``: ours minus the peer's, for each of `Sides.count`; ``s``: ours alone.
+    ``×``: ours over the peer's; ``%``: ours as a share of `Sides.count` of the peer's; ``µs``: ours minus the peer's,
+    for each of `Sides.count`; ``s``: ours alone.
     """
 
     limit: float
-    unit: Literal["×", "µs", "s"] = "×"
+    unit: Literal["×", "%", "µs", "s"] = "×"
 
     def value(self, ours: float, peer: float, count: int) -> float:
         if self.unit == "×":
             return ours / peer
+        if self.unit == "%":
+            return 100 * ours / (peer * count)
         return (ours - peer) / count * 1e6 if self.unit == "µs" else ours
 
     def show(self, value: float) -> str:
-        return f"{value:.0f} µs" if self.unit == "µs" else f"{value:.3f}{' s' if self.unit == 's' else '×'}"
+        return (
+            f"{value:.0f} µs"
+            if self.unit == "µs"
+            else f"{value:.3f}{'×' if self.unit == '×' else f' {self.unit}'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -60,7 +67,8 @@ class Sides:
 
     Attributes:
         ours, peer: what is measured in turn; no peer where ours is measured alone.
-        count: how many steps or hooks a call of either side stands for.
+        count: how many steps or hooks a call of either side stands for; of a share, how many of the peer's calls make
+            the whole.
         note: what it ran on, where that depends on the machine.
     """
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from benchmarks import comparing, limit, losses, startup, taps, training, versus_torchdistill
+from benchmarks import comparing, limit, losses, saving, startup, store, taps, training, versus_torchdistill
 from benchmarks.harness import Benchmark
 
 BENCHMARKS: tuple[Benchmark, ...] = (
@@ -15,6 +15,8 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *versus_torchdistill.BENCHMARKS,
     *taps.BENCHMARKS,
     *losses.BENCHMARKS,
+    *store.BENCHMARKS,
+    *saving.BENCHMARKS,
     *startup.BENCHMARKS,
     *comparing.BENCHMARKS,
 )

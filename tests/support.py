@@ -7,6 +7,7 @@ import os
 import queue
 import socket
 import traceback
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,8 +22,8 @@ from tutelage.recipe.schema import OptimizerConfig, ScheduleConfig, TrainConfig
 class Rows:
     """A source over tensors in memory."""
 
-    def __init__(self, inputs: Tensor, target: Tensor, **columns: Tensor) -> None:
-        self.inputs, self.target, self.columns = inputs, target, columns
+    def __init__(self, inputs: Tensor, target: Tensor, mask: Tensor | None = None, **columns: Tensor) -> None:
+        self.inputs, self.target, self.mask, self.columns = inputs, target, mask, columns
         self.fields = frozenset({"target", "index", *columns})
         self.fingerprint = "rows"
 
@@ -32,13 +33,35 @@ class Rows:
     def fetch(self, positions: Sequence[int]) -> Batch:
         rows = torch.as_tensor(list(positions))
         columns = {name: value[rows] for name, value in self.columns.items()}
-        return Batch(self.inputs[rows], self.target[rows], index=rows, columns=columns)
+        mask = None if self.mask is None else self.mask[rows]
+        return Batch(self.inputs[rows], self.target[rows], index=rows, mask=mask, columns=columns)
 
 
 def rows(count: int = 32, width: int = 6, classes: int = 4, seed: int = 0) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(count, width, generator=generator)
     return Rows(inputs, torch.randint(classes, (count,), generator=generator))
+
+
+def pictures(count: int = 32, classes: int = 5, mask: Tensor | None = None) -> Rows:
+    """One-channel images of 8 x 8, and their classes."""
+    generator = torch.Generator().manual_seed(3)
+    inputs = torch.rand(count, 1, 8, 8, generator=generator)
+    return Rows(inputs, torch.arange(count) % classes, mask)
+
+
+def conv_net(*widths: int, classes: int = 5, seed: int = 0) -> nn.Module:
+    """Stages of convolution, GroupNorm and ReLU, each half the size of the one before; pooled; a linear head. A row's
+    logits depend on no other row and not on chance."""
+    parts: OrderedDict[str, nn.Module] = OrderedDict()
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for number, (narrow, wide) in enumerate(zip((1, *widths), widths, strict=False), start=1):
+            convolution = nn.Conv2d(narrow, wide, 3, stride=1 if number == 1 else 2, padding=1)
+            parts[f"layer{number}"] = nn.Sequential(convolution, nn.GroupNorm(2, wide), nn.ReLU())
+        parts |= OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
+        parts["head"] = nn.Linear(widths[-1], classes)
+    return nn.Sequential(parts)
 
 
 class Block(nn.Module):

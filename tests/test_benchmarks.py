@@ -76,8 +76,11 @@ def test_units(bench: ModuleType, fake: Any, capsys: pytest.CaptureFixture[str])
 
     added = fake("added", 0.0164, 0.01, bar=Bar(500, "µs"), count=16)
     alone = fake("alone", 0.25, None, bar=Bar(0.2, "s"))
-    assert bench.main(["--repeats", "1"], [added, alone]) == 1
-    first, second = capsys.readouterr().out.splitlines()[1:3]
+    share = fake("share", 0.3, 0.01, bar=Bar(5, "%"), count=1000)
+    assert bench.main(["--repeats", "1"], [added, alone, share]) == 1
+    first, second, third = capsys.readouterr().out.splitlines()[1:4]
+    assert "3.000 %" in third
+    assert "holds" in third
     assert "400 µs" in first
     assert "holds" in first
     assert "0.250 s" in second
@@ -144,7 +147,8 @@ def test_all_are_listed(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines if not line.startswith(" ")] == names
     assert {name.split(".")[0] for name in names} == {
-        *("trainer", "torchdistill", "taps", "loss", "memory", "import", "compare")
+        *("trainer", "recipe", "torchdistill", "taps", "loss", "memory"),
+        *("import", "compare", "store", "teacher", "saving"),
     }
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import tutelage.methods
+from tutelage.untrusted import FileError, file_name
 
 GROUP = "tutelage.methods"
 _ATTRIBUTES = ("Config", "paper", "needs", "kind", "missing")
@@ -171,4 +172,7 @@ def _read(package: str) -> Iterator[Entry]:
             f'{package} needs CATALOGUE = {{"name": "module:Class"}} in its __init__, strings only'
         )
     for name, target in listed.items():
-        yield Entry(name, package, target)
+        try:
+            yield Entry(file_name(name, "the method"), package, target)  # runs are put in folders of its name
+        except FileError as error:
+            raise CatalogueError(f"{package}: {error}") from error

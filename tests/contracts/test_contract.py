@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from contract import NAMES, losses, recipe, run
 from safetensors.torch import load_file
 
-from killing import stop_after
+from killing import DiskChanges, Killed, stop_after
 from tutelage import catalogue
 from tutelage.models import build_model, load_model
 from tutelage.recipe import load_recipe
@@ -22,12 +23,14 @@ CURVES = Path(__file__).resolve().parent.parent / "golden" / "loss_curves"
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A finished run of a method, made once."""
+    """A finished run of a method, made once; ``changes`` are what it did to checkpoints and journal."""
     done: dict[str, Any] = {}
 
     def of(name: str) -> Any:
         if name not in done:
-            done[name] = run(name, tmp_path_factory.mktemp("contract") / name)
+            with DiskChanges() as changes:
+                done[name] = run(name, tmp_path_factory.mktemp("contract") / name)
+            done[name].changes = changes.seen
         return done[name]
 
     return of
@@ -68,6 +71,32 @@ def test_a_killed_run_ends_with_the_same_bits(name: str, step: int, finished: An
     wanted, found = weights(finished(name).folder), weights(tmp_path / "run")
     assert all(torch.equal(value, found[key]) for key, value in wanted.items())
     assert losses(resumed.folder) == losses(finished(name).folder)
+
+
+PROCEDURES = [name for name in NAMES if catalogue.describe(name)["kind"] == "Procedure"]
+SAVES, JOURNAL = 4, 12
+KILLS = [(name, 0) for name in NAMES if name not in PROCEDURES]
+KILLS += [(name, kill) for name in PROCEDURES for kill in range(SAVES + JOURNAL)]
+"""A procedure keeps a folder of checkpoints a stage, and a journal, which is killed at each of its first changes."""
+
+
+@pytest.mark.parametrize(("name", "kill"), KILLS)
+def test_a_run_killed_inside_a_save_ends_with_the_same_bits(
+    name: str, kill: int, finished: Any, tmp_path: Path
+) -> None:
+    """At a change on the disk: anywhere in a save, and at every change of the journal."""
+    changes = finished(name).changes
+    saves = [i for i, place in enumerate(changes, start=1) if place == "checkpoints"]
+    journal = [i for i, place in enumerate(changes, start=1) if place == "once"]
+    drawn = random.Random(f"{name} {kill}").choice(saves)
+    place = drawn if kill < SAVES else journal[(kill - SAVES) % len(journal)]
+    with pytest.raises(Killed), DiskChanges(place):
+        run(name, tmp_path / "run")
+    resumed = run(name, tmp_path / "run", resume=True)
+    wanted, found = weights(finished(name).folder), weights(tmp_path / "run")
+    assert all(torch.equal(value, found[key]) for key, value in wanted.items())
+    assert losses(resumed.folder) == losses(finished(name).folder)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith((".tmp-", ".old-"))]
 
 
 @pytest.mark.parametrize("name", NAMES)

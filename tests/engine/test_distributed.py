@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor, nn
-from training import assert_same, train
 
 from tutelage.engine.distributed import (
     AllRanksBatchNorm,
@@ -79,16 +77,3 @@ def test_gather_keeps_gradients(pair: Any) -> None:
     assert first["gradient"].tolist() == [0, 2, 4]
     assert second["gradient"].tolist() == [6, 8, 10]
     assert first["mean"] == second["mean"] == 0.5
-
-
-@pytest.mark.parametrize(("name", "options"), [("kd", {}), ("nkd", {}), ("fitnet", {"hint_layer": 1})])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_ddp_gives_the_losses_of_one_process(
-    name: str, options: dict[str, Any], accumulate: int, pair: Any
-) -> None:
-    """fitnet's regressor has BatchNorm, whose statistics are those of a micro-batch over all ranks."""
-    if accumulate == 2 and name == "fitnet":
-        pytest.skip("BatchNorm sees micro-batches, so accumulation is another computation")
-    alone = train(name, options)
-    for found in pair.run(train, name, options, "ddp"):
-        assert_same(alone, found)

@@ -34,10 +34,19 @@ def test_any_start_gives_the_same_steps(start: int, accumulate: int) -> None:
     assert ids(take(loader(accumulate=accumulate), start, 20 - start)) == whole[start:]
 
 
-def test_ranks_share_a_step() -> None:
-    whole = ids(take(loader(), 0, 6))
-    parts = [ids(take(loader(rank=rank, world=2, accumulate=2), 0, 6)) for rank in range(2)]
-    assert [a + b for a, b in zip(*parts, strict=True)] == whole
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_ranks_share_every_micro_batch(accumulate: int) -> None:
+    """Together they have those of one process; each rank's are those of one process with twice as many."""
+
+    def micro(**options: int) -> list[list[list[int]]]:
+        return [[batch.index.tolist() for batch in step] for step in take(loader(**options), 0, 6)]
+
+    first, second = (micro(rank=rank, world=2, accumulate=accumulate) for rank in range(2))
+    for ours, theirs, whole, finer in zip(
+        first, second, micro(accumulate=accumulate), micro(accumulate=2 * accumulate), strict=True
+    ):
+        assert [a + b for a, b in zip(ours, theirs, strict=True)] == whole
+        assert [part for pair in zip(ours, theirs, strict=True) for part in pair] == finer
 
 
 def test_an_epoch_visits_every_row_once() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage.engine.types import Batch
 from tutelage.engine.views import Views, to_float
-from tutelage.recipe.schema import ViewConfig
+from tutelage.recipe.schema import DataConfig, ViewConfig
 
 NAMES = ["crop", "flip", "noise", "resized_crop", "color_jitter", "erase"]
 
@@ -204,3 +204,17 @@ def test_rows_that_are_no_images_are_refused_by_name():
         views("flip")(Batch(inputs={"ids": torch.zeros(2, 3)}, index=torch.arange(2)), numbers(2))
     with pytest.raises(ValueError, match="row index"):
         views("flip")(Batch(inputs=images()), numbers(40))
+
+
+def test_views_come_in_turn() -> None:
+    """A new one every epoch, or so many distinct ones; without random changes there is one."""
+    config = DataConfig(path="digits", views=(ViewConfig(name="flip"),))
+    endless = Views.of(config, seed=3)
+    assert (endless.seed, endless.numbers(0, 1), endless.numbers(7, 2)) == (3, [0], [14, 15])
+    assert endless.needed(epochs=8, count=2) == 16
+    turning = Views.of(config.model_copy(update={"distinct_views": 3, "view_seed": 0}), seed=9)
+    assert turning.seed == 0
+    assert [turning.numbers(epoch, 2) for epoch in range(4)] == [[0, 1], [2, 0], [1, 2], [0, 1]]
+    assert (turning.needed(epochs=8, count=2), turning.needed(epochs=1, count=2)) == (3, 2)
+    still = Views.of(config.model_copy(update={"views": ()}), seed=0)
+    assert (still.numbers(5, 2), still.needed(epochs=8, count=2)) == ([0, 0], 1)

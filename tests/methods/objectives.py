@@ -22,12 +22,16 @@ class FakeStep:
 
     def __init__(self, step: int = 0, epoch: int = 0, batch: Batch | None = None, seed: int = 0) -> None:
         self.step, self.epoch, self.batch = step, epoch, batch
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
 
     def label_loss(self, outputs: Outputs, batch: Batch) -> Term:
         rows = slice(None) if batch.mask is None else batch.mask.bool()
         assert batch.target is not None
         return Term(F.cross_entropy(outputs.logits[rows], batch.target[rows]))
+
+    def rand(self, *shape: int) -> Tensor:
+        rows = ROWS if self.batch is None else len(self.batch)
+        return torch.rand(rows, *shape, generator=torch.Generator().manual_seed(self.seed))
 
     def gather(self, tensor: Tensor) -> Tensor:
         return tensor

@@ -105,8 +105,8 @@ def test_card_defaults() -> None:
 
 
 def test_dist_couples_rows_and_dkd_does_not() -> None:
-    assert DIST.needs.couples_rows
-    assert not DKD.needs.couples_rows
+    assert DIST.needs.couples_rows == "loss"
+    assert DKD.needs.couples_rows is None
     assert DIST.needs.scale == DKD.needs.scale == "log_probs"
 
 

@@ -100,7 +100,7 @@ def test_gradients_reach_the_student_alone(name: str) -> None:
 
 
 def test_which_losses_couple_rows() -> None:
-    assert [METHODS[name].needs.couples_rows for name in METHODS] == [True, True, True, False]
+    assert [METHODS[name].needs.couples_rows for name in METHODS] == ["loss", "loss", "loss", None]
 
 
 def test_card_defaults() -> None:

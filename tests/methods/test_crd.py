@@ -41,6 +41,14 @@ def memory(ids: Tensor = IDS, classes: Tensor = KINDS) -> RowMemory:
     return filled
 
 
+def draw(
+    found: RowMemory, places: Tensor, negatives: int, generator: torch.Generator, relax: bool = False
+) -> Tensor:
+    return found.draw(
+        places, torch.rand(len(places), len(found), generator=generator), negatives, relax=relax
+    )
+
+
 class Spaced(Rows):
     """Rows whose ids are no positions, as those of a split."""
 
@@ -88,7 +96,7 @@ def test_negatives_are_all_rows_of_other_classes_alike() -> None:
     generator, places = torch.Generator().manual_seed(0), torch.arange(6)
     counts = torch.zeros(6, 6)
     for _ in range(2000):
-        drawn = found.draw(places, 2, generator, relax=False)
+        drawn = draw(found, places, 2, generator)
         assert torch.equal(drawn[:, 0], places)
         assert (drawn[:, 1] != drawn[:, 2]).all()
         counts.scatter_add_(1, drawn[:, 1:], torch.ones(6, 2))
@@ -102,7 +110,7 @@ def test_negatives_are_all_rows_of_other_classes_alike() -> None:
 
 def test_rows_draw_on_their_own() -> None:
     found = memory(torch.arange(200), torch.arange(200) % 2)
-    drawn = found.draw(torch.tensor([0, 0, 2]), 20, torch.Generator().manual_seed(0), relax=False)
+    drawn = draw(found, torch.tensor([0, 0, 2]), 20, torch.Generator().manual_seed(0))
     sets = [set(row.tolist()) for row in drawn[:, 1:]]
     assert len(sets[0] & sets[1]) < 15
     assert len(sets[0] & sets[2]) < 15
@@ -111,7 +119,7 @@ def test_rows_draw_on_their_own() -> None:
 def test_relax_takes_any_row_of_the_class() -> None:
     found = memory(torch.arange(6), torch.tensor([0, 0, 0, 1, 1, 2]))
     generator = torch.Generator().manual_seed(0)
-    drawn = [found.draw(torch.tensor([1, 4, 5]), 2, generator, relax=True)[:, 0] for _ in range(600)]
+    drawn = [draw(found, torch.tensor([1, 4, 5]), 2, generator, relax=True)[:, 0] for _ in range(600)]
     positives = torch.stack(drawn)
     assert set(positives[:, 0].tolist()) == {0, 1, 2}
     assert 150 < int((positives[:, 0] == 1).sum()) < 250
@@ -121,7 +129,7 @@ def test_relax_takes_any_row_of_the_class() -> None:
 
 def test_the_same_generator_draws_the_same() -> None:
     found, places = memory(), torch.tensor([0, 5])
-    draws = [found.draw(places, 3, torch.Generator().manual_seed(s), relax=False) for s in (1, 1, 2)]
+    draws = [draw(found, places, 3, torch.Generator().manual_seed(s)) for s in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
@@ -148,7 +156,9 @@ def test_terms_and_memories_of_two_steps(mode: str, student: str) -> None:
         "memory_teacher": method.memory.teacher.clone(),
     }
     for number in (0, 1):
-        contrast = method.memory.draw(batch.index, 3, FakeStep(seed=number).generator, relax=mode == "relax")
+        contrast = method.memory.draw(
+            batch.index, FakeStep(batch=batch, seed=number).rand(ROWS), 3, relax=mode == "relax"
+        )
         features = (pairing.student.features["head:in"], pairing.teacher.features["head:in"])
         ours, theirs = (
             F.normalize(embed(each), dim=1)
@@ -252,7 +262,7 @@ def test_more_negatives_than_there_are_is_said_once() -> None:
         UserWarning, match=r"negatives=100, but of the 6 training rows only 4 are sure .* 4 are used"
     ):
         pairing.method.prepare(source, None, None)
-    drawn = pairing.method.memory.draw(torch.arange(ROWS), 4, torch.Generator(), relax=False)
+    drawn = pairing.method.memory.draw(torch.arange(ROWS), torch.rand(ROWS, ROWS), 4, relax=False)
     assert drawn.shape == (ROWS, 5)
     assert torch.isfinite(pairing.terms()["crd"].mean)
 

@@ -176,7 +176,7 @@ def test_card_defaults_needs_and_bounds() -> None:
     nkd, own = NKD.Config(name="nkd"), USKD.Config(name="uskd")
     assert (nkd.label_weight, nkd.gamma, nkd.temperature) == (1.0, 1.5, 1.0)
     assert (own.alpha, own.beta, own.mu, own.smoothing, own.rank_form) == (1.0, 0.1, 0.005, 0.1, "code")
-    assert (NKD.needs.teacher, USKD.needs.teacher, USKD.needs.couples_rows) == ("frozen", "none", True)
+    assert (NKD.needs.teacher, USKD.needs.teacher, USKD.needs.couples_rows) == ("frozen", "none", "loss")
     for config, option in ((NKD.Config, {"temperature": 0}), (USKD.Config, {"rank_form": "both"})):
         with pytest.raises(ValidationError, match=next(iter(option))):
             config(name="x", **option)

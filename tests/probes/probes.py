@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tutelage.engine.distributed import whole
 from tutelage.engine.method import Method, OptimSpec, Paper
 from tutelage.engine.needs import Needs
 from tutelage.engine.spec import ModelSpec
@@ -164,12 +165,16 @@ class PerTerm(Probe):
         return {"label": ctx.label_loss(student), "soft": Term(3 * soft)}
 
     def combine_gradients(self, grads: dict[str, list[Tensor | None]]) -> list[Tensor | None]:  # type: ignore[override]
-        label, soft = (torch.cat([g.flatten() for g in grads[n] if g is not None]) for n in ("label", "soft"))
-        against = torch.clamp((label @ soft) / label.square().sum(), max=0.0)
-        return [
-            None if a is None or b is None else a + b - against * a
+        pairs = [
+            (a, b)
             for a, b in zip(grads["label"], grads["soft"], strict=True)
+            if a is not None and b is not None
         ]
+        assert len(pairs) == len(grads["label"])
+        along = torch.stack([whole((a * b).sum()) for a, b in pairs]).sum()
+        length = torch.stack([whole(a.square().sum()) for a, _ in pairs]).sum()
+        against = torch.clamp(along / length, max=0.0)
+        return [a + b - against * a for a, b in pairs]
 
 
 class Memory(Probe):
@@ -194,6 +199,56 @@ class Memory(Probe):
         assert ctx.batch.index is not None
         index, now = ctx.gather(ctx.batch.index), ctx.gather(self.now)
         self.bank[index] = 0.5 * self.bank[index] + 0.5 * now
+
+
+class Mixes(Probe):
+    """Mixes each row with a partner of its micro-batch, and adds noise, in both hooks and from both generators."""
+
+    needs = Needs(teacher="none", logits=())
+
+    def transform(self, batch: Batch, ctx: Step) -> Batch:
+        assert isinstance(batch.inputs, Tensor)
+        partner = torch.randperm(len(batch), generator=ctx.generator)
+        return batch.replace(
+            inputs=batch.inputs + 0.3 * batch.inputs[partner] + 0.1 * torch.rand(len(batch), 1)
+        )
+
+    def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:
+        partner = torch.randperm(len(batch), generator=ctx.generator)
+        noise = torch.rand(len(batch), 1)
+        gap = (student.logits - student.logits[partner] - noise).square()
+        return {"label": ctx.label_loss(student), "gap": Term(0.1 * gap.mean())}
+
+
+class Couples(Probe):
+    """Compares random pairs of rows, of all ranks, in all that a coupled loss may read, weighed by a layer with its own
+    BatchNorm. It knows nothing of ranks."""
+
+    needs = Needs(teacher_taps=True, fields=("index",), couples_rows="loss")
+
+    def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:
+        return Taps(student=("blocks.0",), teacher=("blocks.1",))
+
+    def build(self, teacher: ModelSpec | None, student: ModelSpec, example: Batch) -> None:
+        self.weigh = nn.Sequential(nn.Linear(student.shape("blocks.0")[0], 3), nn.BatchNorm1d(3))
+
+    def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:
+        assert teacher is not None
+        assert batch.index is not None
+        rows = len(batch)
+        assert [len(t) for t in (batch.index, student.feature(), teacher.feature(), ctx.rand(1))] == [
+            rows
+        ] * 4
+        assert ctx.gather(batch.index) is batch.index
+        other = torch.randperm(rows, generator=ctx.generator)
+        weight = self.weigh(student.feature() - student.feature()[other]).square().mean(1)
+        ours = (student.logits - student.logits[other]).square().mean(1)
+        theirs = (teacher.logits - teacher.logits[other]).square().mean(1)
+        scale = teacher.feature().std() * (1 + ctx.rand().mean()) * (1 + batch.index.float().std())
+        return {
+            "label": ctx.label_loss(student),
+            "pairs": Term((weight * (ours - theirs).square()).mean() / scale),
+        }
 
 
 class Order(Probe):
@@ -233,5 +288,5 @@ class Order(Probe):
 
 ALL = {
     probe.__name__: probe
-    for probe in (InsideBlock, ThroughTeacher, TrainedTeacher, Bilevel, FromNoise, PerTerm, Memory)
+    for probe in (InsideBlock, ThroughTeacher, TrainedTeacher, Bilevel, FromNoise, PerTerm, Memory, Couples)
 }

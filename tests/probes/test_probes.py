@@ -6,11 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from training import assert_same, make_trainer, train
+from training import assert_same, make_trainer, refused, train, train_beside, train_dropped
 
 import probes
+from support import Net
 
-FSDP = ("InsideBlock", "ThroughTeacher", "TrainedTeacher")
+FSDP = [name for name, probe in probes.ALL.items() if probe.needs.sharding == "any"]
+PER_MICRO_BATCH = ("InsideBlock", "Memory", "Bilevel", "Couples")
+"""What a micro-batch computes depends on which rows are in it."""
 
 
 @pytest.mark.parametrize("name", probes.ALL)
@@ -29,7 +32,45 @@ def test_sharded_gives_the_losses_of_one(name: str, pair: Any) -> None:
     assert_same(alone, second)
 
 
-@pytest.mark.parametrize("name", [n for n in probes.ALL if n not in ("InsideBlock", "Memory", "Bilevel")])
+@pytest.mark.parametrize("name", ["InsideBlock", "Couples", "TrainedTeacher"])
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_ranks_see_the_micro_batches_of_one(name: str, sharding: str, pair: Any) -> None:
+    alone = train(name, accumulate=2)
+    for found in pair.run(train, name, None, sharding, 2):
+        assert_same(alone, found)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_draws_within_a_micro_batch_are_those_of_one_process_that_has_as_many(
+    accumulate: int, pair: Any
+) -> None:
+    """Partners, noise and dropout."""
+    alone = train("Mixes", accumulate=2 * accumulate, student=Net(dropout=0.3, seed=2))
+    for found in pair.run(train_dropped, "Mixes", accumulate):
+        assert_same(alone, found)
+    other = train("Mixes", accumulate=accumulate, student=Net(dropout=0.3, seed=2))
+    assert other["losses"][0] != pytest.approx(alone["losses"][0], rel=1e-5)
+
+
+@pytest.mark.parametrize(("sharding", "shard_teacher"), [("ddp", True), ("fsdp", False), ("ddp", None)])
+@pytest.mark.parametrize("name", ["InsideBlock", "ThroughTeacher"])
+def test_a_frozen_teacher_is_sharded_or_replicated_by_choice(
+    name: str, sharding: str, shard_teacher: bool | None, pair: Any
+) -> None:
+    """Early stopped, or with gradients through it; nothing of a sharded one stays gathered after a step."""
+    alone = train(name)
+    for found, sharded in pair.run(train_beside, name, sharding, shard_teacher):
+        assert_same(alone, found)
+        assert sharded == [bool(shard_teacher)]
+
+
+@pytest.mark.parametrize(("sharding", "shard_teacher"), [("ddp", True), ("fsdp", False)])
+def test_a_trained_teacher_is_shared_as_the_student_is(sharding: str, shard_teacher: bool, pair: Any) -> None:
+    for text in pair.run(refused, "TrainedTeacher", sharding, shard_teacher):
+        assert "train.shard_teacher is for frozen ones: leave it out" in text
+
+
+@pytest.mark.parametrize("name", [n for n in probes.ALL if n not in PER_MICRO_BATCH])
 def test_micro_batches_give_the_step_of_one_batch(name: str) -> None:
     assert_same(train(name), train(name, accumulate=4), tolerance=1e-6)
 
@@ -139,7 +180,6 @@ def test_the_own_batch_changes_what_counts() -> None:
 
 def test_alternating_trainers_are_each_alone() -> None:
     """Two Trainers with dropout, taking turns, end with the bits that each has when run alone."""
-    from support import Net
 
     def client(seed: int) -> Any:
         return make_trainer("none", student=Net(dropout=0.5, seed=seed), seed=seed)

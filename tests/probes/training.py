@@ -15,6 +15,7 @@ from tutelage.engine.combine import Combined
 from tutelage.engine.distributed import whole
 from tutelage.engine.loop import Trainer
 from tutelage.engine.method import Method
+from tutelage.engine.needs import PairingError
 from tutelage.engine.runtime import Runtime
 from tutelage.tasks import build_task
 from tutelage.teachers.local import LocalTeacher
@@ -57,13 +58,40 @@ def make_trainer(
 
 
 def train(
-    name: str, options: dict[str, Any] | None = None, sharding: str = "ddp", **changes: Any
+    name: str,
+    options: dict[str, Any] | None = None,
+    sharding: str = "ddp",
+    accumulate: int = 1,
+    **changes: Any,
 ) -> dict[str, Any]:
     """Terms by step, over all ranks, and the final weights of all that was trained."""
+    return _train(make_trainer(name, options, sharding, accumulate=accumulate, **changes))
+
+
+def train_dropped(name: str, accumulate: int) -> dict[str, Any]:
+    return train(name, accumulate=accumulate, student=Net(dropout=0.3, seed=2))
+
+
+def train_beside(name: str, sharding: str, shard_teacher: bool | None) -> tuple[dict[str, Any], list[bool]]:
+    """`train`, and whether parameters of the teacher are spread over ranks at its end."""
+    trainer = make_trainer(name, None, sharding, shard_teacher=shard_teacher)
+    found = _train(trainer)
+    teacher = trainer.setup.teachers["teacher"].module
+    return found, sorted({isinstance(p, DTensor) for p in teacher.parameters()})
+
+
+def refused(name: str, sharding: str, shard_teacher: bool) -> str:
+    try:
+        make_trainer(name, None, sharding, shard_teacher=shard_teacher)
+    except PairingError as error:
+        return str(error)
+    return "not refused"
+
+
+def _train(trainer: Trainer) -> dict[str, Any]:
     losses = Losses()
-    trainer = make_trainer(name, options, sharding, **changes)
     trainer.events.add(losses)
-    if sharding == "fsdp":
+    if trainer.runtime.sharding == "fsdp":
         sharded = [p for p in trainer.whole.parameters() if p.requires_grad]
         assert sharded
         assert all(isinstance(p, DTensor) for p in sharded), "a trained parameter is not sharded"

@@ -115,7 +115,7 @@ def test_a_teachers_recipe_is_found_beside_the_recipe_or_among_the_shipped(tmp_p
     folder.mkdir()
     (folder / "big.yaml").write_text(dump(load_recipe(BASE)))
     (folder / "small.yaml").write_text(
-        dump(load_recipe(BASE)).replace("teacher: null", "teacher: {recipe: big.yaml}")
+        dump(load_recipe(BASE)).replace("\nteacher: null", "\nteacher: {recipe: big.yaml}")
     )
 
     def teacher(given: str, **options: Any) -> Any:

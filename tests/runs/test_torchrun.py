@@ -19,6 +19,7 @@ import yaml
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tutelage.recipe import RecipeError, load_recipe
 from tutelage.runs import distill
 
 LINGER = 60
@@ -138,6 +139,19 @@ def test_a_finished_run_is_read_back_by_both(pair: Any, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == stamps
 
 
+def test_one_process_shares_nothing_out_and_says_so(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="there is one process: nothing is shared out"):
+        distill(recipe(sharding="fsdp", shard_teacher=True), folder=tmp_path / "run", progress=False)
+    distill(recipe(), folder=tmp_path / "plain", progress=False)
+    for name, value in weights(tmp_path / "plain").items():
+        assert torch.equal(value, weights(tmp_path / "run")[name])
+
+
+def test_fp16_is_refused_with_fsdp() -> None:
+    with pytest.raises(RecipeError, match="precision=fp16 does not go with sharding=fsdp: use bf16"):
+        load_recipe(recipe(sharding="fsdp", precision="fp16"))
+
+
 def test_what_rank_0_refuses_stops_both(pair: Any, tmp_path: Path) -> None:
     distill(recipe(), folder=tmp_path / "run", progress=False)
     first, second = pair.run(refused, recipe(), str(tmp_path / "run"))
@@ -169,8 +183,33 @@ main()
 """
 
 
-def launch(*words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words]
+SIGNALS_ITSELF = """
+import os, pathlib, signal, sys
+from tutelage.cli import main
+from tutelage.engine.loop import Trainer
+
+name, place = sys.argv[1], pathlib.Path(sys.argv[2])
+sys.argv[1:] = sys.argv[3:]
+after = Trainer._after_step
+
+def _after_step(self):
+    after(self)
+    if self.step == 30 and os.environ["RANK"] == "1":
+        place.write_text(str(os.getpid()))
+        os.kill(os.getpid(), getattr(signal, name))
+
+Trainer._after_step = _after_step
+main()
+"""
+
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no")  # fmt: skip
+"""What they start are processes; without a GPU these run on the CPU."""
+
+
+def launch(*words: str, launcher: tuple[str, ...] = TORCHRUN) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", *launcher, *words]
     return subprocess.Popen(
         command,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -243,3 +282,66 @@ def test_one_rank_that_fails_ends_the_other(written: Path, tmp_path: Path) -> No
     assert printed == ""
     assert message.count("rank 1 has had enough") == 1
     assert "closed by peer" not in message
+
+
+@pytest.mark.slow
+@pytest.mark.two_processes
+@pytest.mark.parametrize(
+    ("launcher", "sharding"), [(TORCHRUN, "fsdp"), (ACCELERATE, "ddp")], ids=["torchrun", "accelerate"]
+)
+def test_either_launcher_gives_the_student_of_one_process(
+    launcher: tuple[str, ...], sharding: str, tmp_path: Path
+) -> None:
+    """One recipe; the files that a sharded run leaves are plain too."""
+    values = recipe(sharding=sharding, shard_teacher=True)
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
+    command = ("-m", "tutelage", "run", str(tmp_path / "recipe.yaml"), "--dir", str(tmp_path / "two"))
+    process = launch(*command, launcher=launcher)
+    printed, message = end(process)
+    assert process.returncode == 0, message
+    assert printed.count(str(tmp_path / "two")) == 2, "one rank prints"
+    values["train"]["sharding"] = "ddp"
+    alone = distill(values, folder=tmp_path / "one", progress=False)
+    assert_close(tmp_path / "two", tmp_path / "one")
+    result = json.loads((tmp_path / "two" / "result.json").read_text())
+    for model in ("student", "teacher"):
+        mine, theirs = (
+            found[model] if model == "student" else found["teachers"][model]
+            for found in (result, alone.result)
+        )
+        assert (mine["parameters"], mine["flops"]) == (theirs["parameters"], theirs["flops"])
+
+
+@pytest.mark.slow
+@pytest.mark.two_processes
+@pytest.mark.parametrize(("signal_name", "said"), [("SIGKILL", "closed"), ("SIGSTOP", "within 0.2 minutes")])
+def test_a_rank_that_goes_silent_ends_the_run(
+    signal_name: str, said: str, written: Path, tmp_path: Path
+) -> None:
+    """Killed, or hanging: the other says which rank it waits for, and the run goes on from its last checkpoint."""
+    script, place, folder = tmp_path / "signals.py", tmp_path / "pid", tmp_path / "run"
+    script.write_text(SIGNALS_ITSELF)
+    words = ("run", str(written), "train.timeout=0.2", "--dir", str(folder), "--no-progress")
+    process = launch(str(script), signal_name, str(place), *words)
+    began = time.monotonic()
+    while signal_name == "SIGSTOP" and not _failed(folder):
+        assert time.monotonic() < began + 2 * LINGER, "the other rank hangs too"
+        time.sleep(0.05)
+    if signal_name == "SIGSTOP":  # else the launcher waits half a minute for it
+        os.kill(int(place.read_text()), signal.SIGCONT)
+    _, message = end(process)
+    assert process.returncode != 0
+    assert message.count("rank 1 of 2 went silent") == 1
+    assert said in message
+    assert "train.timeout" in message or signal_name == "SIGKILL"
+    assert "SilentRankError" not in message, "no traceback of ours"
+    result = json.loads((folder / "result.json").read_text())
+    assert result["status"] == "failed"
+    assert "went silent" in result["error"]
+    assert list((folder / "checkpoints").glob("step-*"))
+    assert not (folder / "student").exists()
+
+
+def _failed(folder: Path) -> bool:
+    found = folder / "result.json"
+    return found.exists() and json.loads(found.read_text())["status"] == "failed"

@@ -11,10 +11,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from tutelage.cli.bench import bench
+from tutelage.cli.cache import cache
 from tutelage.cli.compare import compare
 from tutelage.cli.doctor import doctor
 from tutelage.cli.explain import explain
-from tutelage.cli.failures import report_failure
+from tutelage.cli.export import export
+from tutelage.cli.failures import report_failure, show_warning
 from tutelage.cli.methods import methods
 from tutelage.cli.processes import is_first_process, leave
 from tutelage.cli.recipes import recipes
@@ -58,8 +61,13 @@ class Verbs(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        if not is_first_process():
-            warnings.simplefilter("ignore")  # the first process says it
+        with warnings.catch_warnings():
+            if not is_first_process():
+                warnings.simplefilter("ignore")  # the first process says it
+            warnings.showwarning = show_warning
+            return self._invoke(ctx)
+
+    def _invoke(self, ctx: Any) -> Any:
         try:
             done = super().invoke(ctx)
             leave()
@@ -107,5 +115,19 @@ def _help(verb: Callable[..., None]) -> str:
     return "\n\n".join(part if part.startswith("\b") else part.replace("\n", " ") for part in paragraphs)
 
 
-for _verb in (run, compare, resume, report, explain, methods, recipes, taps, reproduce, doctor):
+for _verb in (
+    run,
+    cache,
+    compare,
+    resume,
+    report,
+    explain,
+    export,
+    bench,
+    methods,
+    recipes,
+    taps,
+    reproduce,
+    doctor,
+):
     app.command(help=_help(_verb))(_verb)

@@ -10,7 +10,7 @@ import typer
 from tutelage.cli import figures
 from tutelage.cli.arguments import Overrides, Quiet, RecipeName, given_folder
 from tutelage.cli.complete import method_lists, method_names
-from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
+from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table, say
 
 
 def compare(
@@ -131,9 +131,9 @@ def _print(table: dict[str, Any], folder: Path) -> None:
     for method in table["methods"]:
         for run in method["runs"]:
             if run["status"] != "done":
-                typer.echo(f"{method['name']}, seed {run['seed']}: failed: {run['error']}")
+                say(f"{method['name']}, seed {run['seed']}: failed: {run['error']}")
     report = folder / "report.html"
-    typer.echo(report if report.exists() else folder / "comparison.json")
+    say(report if report.exists() else folder / "comparison.json")
 
 
 def _cost(model: dict[str, Any]) -> list[str]:

@@ -63,3 +63,20 @@ def override_keys(incomplete: str) -> list[str]:
 
 def model_names(incomplete: str) -> list[str]:
     return [name for name in MODELS if name.startswith(incomplete)]
+
+
+FORMATS = ("safetensors", "torch", "onnx", "int8", "int4", "onnx-int8")
+
+
+def export_formats(incomplete: str) -> list[str]:
+    """Formats after the last comma."""
+    first, comma, last = incomplete.rpartition(",")
+    return [f"{first}{comma}{name}" for name in FORMATS if name.startswith(last)]
+
+
+def bench_names(incomplete: str) -> list[str]:
+    """Models by name, and folders and exported files here."""
+    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    here = sorted(folder.iterdir()) if folder.is_dir() else []
+    found = [f"{path}/" if path.is_dir() else str(path) for path in here if str(path).startswith(incomplete)]
+    return [*model_names(incomplete), *(name for name in found if name.endswith(("/", ".pt2", ".onnx")))]

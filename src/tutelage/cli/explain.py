@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
+from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table, say
 
 
 def explain(
@@ -43,4 +43,4 @@ def explain(
             f"CKA of {student['model']} with {name} {teacher['model']}, {found['rows']} {found['split']} rows"
         )
         print_table(columns, values, title=title, right=columns[1:])
-    typer.echo(page)
+    say(page)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
+from pathlib import Path
+from typing import Any
 
 from tutelage.cli.output import complain
 from tutelage.cli.processes import one_complains
@@ -34,6 +36,19 @@ def report_failure(error: Exception, *, debug: bool) -> int | None:
         message = str(error) or type(error).__name__
         complain("stopped", message.removeprefix("stopped ")) if code > 128 else complain("error", message)
         return code
+
+
+def show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: Any = None,
+) -> None:
+    """What `warnings.showwarning` becomes: our own warnings in short, others with the line that they come from."""
+    ours = Path(filename).is_relative_to(Path(__file__).parent.parent)
+    complain("warning", str(message) if ours else f"{filename}:{lineno}: {category.__name__}: {message}")
 
 
 def exit_code(error: Exception) -> int | None:

@@ -11,15 +11,23 @@ from typing import Annotated, Any
 
 import typer
 
+from tutelage.untrusted import visible, visible_json
+
 PLAIN_WIDTH = 120
 """Width of tables where no terminal says it."""
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on standard output.")]
 
 
+def say(text: object) -> None:
+    """Print a line on standard output."""
+    typer.echo(visible(str(text)))
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON; numbers that JSON has not become null."""
-    typer.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str))
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str)
+    typer.echo(visible_json(text))
 
 
 @contextlib.contextmanager
@@ -48,11 +56,13 @@ def print_table(
     table = Table(box=box.SIMPLE_HEAD)
     table.show_header = any(columns)
     for column in columns:
-        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+        table.add_column(
+            Text(visible(column)), justify="right" if column in right else "left", overflow="fold"
+        )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(Text(visible(cell)) for cell in row))
     if title is not None:
-        console.print(Text(title, style="bold"))
+        console.print(Text(visible(title), style="bold"))
     console.print(table)
 
 
@@ -61,7 +71,7 @@ def complain(kind: str, message: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    text = Text.assemble((f"{kind}:", "bold red"), " ", message)
+    text = Text.assemble((f"{kind}:", "bold red"), " ", visible(message))
     Console(stderr=True, highlight=False, soft_wrap=True).print(text)
 
 

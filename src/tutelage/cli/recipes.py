@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
+from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table, say
 
 
 def _shipped_names(incomplete: str) -> list[str]:
@@ -73,15 +73,17 @@ def _one(name: str, copy: Path | None, as_json: bool) -> None:
     text = file.read_text(encoding="utf-8")
     if copy is not None:
         target = copy / file.name if copy.is_dir() else copy
-        if target.exists():
-            raise typer.BadParameter(f"{target} exists; give another name", param_hint="--copy")
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(text, encoding="utf-8")
+        try:
+            with target.open("x", encoding="utf-8") as made:  # a link is not followed either
+                made.write(text)
+        except FileExistsError:
+            raise typer.BadParameter(f"{target} exists; give another name", param_hint="--copy") from None
     if as_json:
         copied = {"copied_to": str(target)} if copy is not None else {}
         print_json({**_summary(name, file), **copied, "text": text})
     elif copy is not None:
-        typer.echo(f"wrote {target}; change it, then: tutelage run {target} --dry-run")
+        say(f"wrote {target}; change it, then: tutelage run {target} --dry-run")
     else:
         typer.echo(text, nl=False)
 

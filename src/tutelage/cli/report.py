@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from tutelage.cli.output import say
+
 
 def report(
     folders: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs or of comparisons.")],
@@ -23,4 +25,4 @@ def report(
     """
     from tutelage.report import write_report
 
-    typer.echo(write_report(folders, out))
+    say(write_report(folders, out))

@@ -10,7 +10,7 @@ import typer
 from tutelage.cli import figures
 from tutelage.cli.arguments import Quiet
 from tutelage.cli.complete import method_names
-from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
+from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table, say
 
 
 def reproduce(
@@ -55,7 +55,7 @@ def reproduce(
         columns = ["method", "verdict", "arms", "difference [95 %]", "seeds", "claim"]
         print_table(columns, [_row(entry) for entry in entries])
         for entry in entries:
-            typer.echo((folder or LEDGER) / f"{entry['method']}.json")
+            say((folder or LEDGER) / f"{entry['method']}.json")
 
 
 def _row(entry: dict[str, Any]) -> list[str]:

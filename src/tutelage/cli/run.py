@@ -9,7 +9,7 @@ import typer
 
 from tutelage.cli import figures
 from tutelage.cli.arguments import Overrides, Quiet, RecipeName, given_folder
-from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
+from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table, say
 from tutelage.cli.processes import is_first_process
 
 
@@ -97,8 +97,8 @@ def print_result(folder: Path, result: dict[str, Any]) -> None:
     for name, table in (result.get("tables") or {}).items():
         print_table(table["columns"], [list(map(_short, row)) for row in table["rows"]], title=name)
     report = folder / "report.html"
-    typer.echo(f"student  {folder / 'student'}")
-    typer.echo(f"report   {report}" if report.exists() else f"folder   {folder}")
+    say(f"student  {folder / 'student'}")
+    say(f"report   {report}" if report.exists() else f"folder   {folder}")
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

@@ -40,7 +40,7 @@ def taps(
     from tutelage.models import tap_table
 
     with kept_for_json(as_json):
-        found = tap_table(model, outputs=outputs, input_shape=_numbers(shape))
+        found = tap_table(model, outputs=outputs, input_shape=shape_numbers(shape))
     if as_json:
         print_json([tap._asdict() for tap in found])
         return
@@ -56,7 +56,8 @@ def taps(
     print_table(["path", "module", "shape of a row", "depth"], rows, title=model, right=["depth"])
 
 
-def _numbers(shape: str | None) -> tuple[int, ...] | None:
+def shape_numbers(shape: str | None) -> tuple[int, ...] | None:
+    """The shape in an option, such as 3,32,32."""
     try:
         numbers = tuple(int(side) for side in shape.split(",")) if shape is not None else None
     except ValueError:

@@ -50,10 +50,13 @@ class ImageTable:
         rows: the split, giving arrow tables of that column.
         column: its name.
         split: the split's name, for messages.
+        roots: folders in which the files lie that rows may name. A table from elsewhere could name any file.
     """
 
-    def __init__(self, rows: Any, column: str, split: str) -> None:
+    def __init__(self, rows: Any, column: str, split: str, roots: Sequence[Path]) -> None:
         self.rows, self.column, self.split = rows, column, split
+        # As the library names files, and as they are given.
+        self.roots = [place for root in roots for place in (root.resolve(), root.absolute())]
 
     def format(self, side: int | None) -> Format:
         """What row 0 is."""
@@ -90,6 +93,8 @@ class ImageTable:
 
         if entry is None or (entry["bytes"] is None and entry["path"] is None):
             raise DataError(f"the image of row {row} of split {self.split!r} is missing")
+        if entry["bytes"] is None:
+            self._refuse_outside(entry["path"], row)
         try:
             encoded = Path(entry["path"]).read_bytes() if entry["bytes"] is None else entry["bytes"]
             image = Image.open(io.BytesIO(encoded))
@@ -107,6 +112,15 @@ class ImageTable:
                 "allowed: grey or colour of 8 bits a channel"
             )
         return ImageOps.exif_transpose(image) if "exif" in image.info else image
+
+    def _refuse_outside(self, path: str, row: int) -> None:
+        # Not resolved: a folder of one's own may well hold links to where its images are.
+        whole = Path(path).absolute()
+        if ".." in whole.parts or not any(whole.is_relative_to(root) for root in self.roots):
+            raise DataError(
+                f"the image of row {row} of split {self.split!r} is {path!r}, a file outside of the data; "
+                "put the images into the data's folder, or their bytes into the table"
+            )
 
 
 class ImageSource(ArraySource):

@@ -29,8 +29,10 @@ class RowSource(ABC):
         fields: what batches carry beside inputs.
         fingerprint: sha256 of what the rows are.
         names: for columns of codes, the name of each code.
+        constant: whether a position gives the same row in every epoch.
     """
 
+    constant = False
     fields: frozenset[str]
     fingerprint: str
     names: Mapping[str, Sequence[str]]
@@ -54,6 +56,8 @@ class RowSource(ABC):
 
 class ArraySource(RowSource):
     """Base of sources whose targets, ids and columns are in memory, one entry a row."""
+
+    constant = True
 
     def __init__(
         self,
@@ -153,7 +157,7 @@ class SubsetSource(RowSource):
                 raise DataError(
                     f"row {low if low < 0 else high} of a source with {len(source)} rows; positions start at 0"
                 )
-        self.fields = source.fields
+        self.fields, self.constant = source.fields, getattr(source, "constant", False)
         self.names = getattr(source, "names", {})
         self.fingerprint = digest(["subset", source.fingerprint, tensor_digest(self.positions)])
 
@@ -191,7 +195,7 @@ class NoisySource(RowSource):
     def __init__(self, source: RowSource, deviation: float, *, scale: Tensor, seed: int, split: str) -> None:
         self.source, self.deviation, self.scale = source, deviation * scale.float(), scale
         self.seed, self.salt = seed, salt(split)
-        self.fields, self.names = source.fields, source.names
+        self.fields, self.names, self.constant = source.fields, source.names, source.constant
         self.fingerprint = digest(["noise", source.fingerprint, deviation, scale.tolist(), seed, split])
 
     @property

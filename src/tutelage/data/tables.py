@@ -86,7 +86,7 @@ class ReadTables:
     def _images(self, split: str) -> ImageTable:
         assert self.image is not None
         rows = self.tables.splits[split].select_columns([self.image]).with_format("arrow")
-        return ImageTable(rows, self.image, split)
+        return ImageTable(rows, self.image, split, _roots(self.config))
 
     def _image_column(self) -> str | None:
         """The column with images; None where `features` are the inputs."""
@@ -168,6 +168,17 @@ class ReadTables:
         raise DataError(f"{where}: {place} has no column {name!r}; there are {', '.join(known)}{hint}")
 
 
+def _roots(config: DataConfig) -> list[Path]:
+    """Where files of images lie: in the data's own folder, or where the libraries put what the hub gave."""
+    import datasets
+    import huggingface_hub
+
+    path = Path(config.path).expanduser()
+    if path.exists():
+        return [path if path.is_dir() else path.parent]
+    return [Path(datasets.config.HF_DATASETS_CACHE), Path(huggingface_hub.constants.HF_HUB_CACHE)]
+
+
 def _holds_images(kind: Any) -> bool:
     """Whether a column is of the library's image type, or of the plain struct in which that is stored."""
     import datasets
@@ -193,6 +204,11 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], str]:
     local = path.exists()
     if not local and (path.is_absolute() or config.path.startswith((".", "~")) or path.suffix in _FILES):
         raise DataError(f"data.path: there is no file or folder {config.path!r}")
+    if not local and config.path in datasets.packaged_modules._PACKAGED_DATASETS_MODULES:
+        raise DataError(
+            f"data.path {config.path!r} is a kind of files, of which the library would read those in this folder; "
+            "give a file, a folder, or a data set's name on the hub"
+        )
     if local and (config.config is not None or config.revision is not None):
         name = "config" if config.config is not None else "revision"
         raise DataError(f"data.{name} is for the hub; {config.path!r} is a local path, so leave it out")
@@ -208,7 +224,7 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], str]:
                 found = datasets.load_dataset(str(path))
             else:
                 found = datasets.load_dataset(config.path, name=config.config, revision=config.revision)
-        except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        except Exception as error:  # files may be broken in any way, and each parser has errors of its own
             reason = str(error.__cause__ or error).strip().splitlines()
             if local and "corresponds to no data" in str(error):
                 raise DataError(f"data.path {config.path!r} has no rows") from error

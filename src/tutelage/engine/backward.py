@@ -32,12 +32,19 @@ def item_shares(method: Method, batches: Sequence[Batch], runtime: Runtime) -> l
     if len(batches) == 1 and runtime.world == 1:
         return [dict.fromkeys(kinds, 1.0)]
     device = batches[0].device
-    table = torch.stack(
-        [torch.stack([torch.as_tensor(c[kind], device=device).double() for kind in kinds]) for c in counts]
-    )
+    table = torch.stack([torch.stack([_count(each[kind], device) for kind in kinds]) for each in counts])
     whole = runtime.sum(table.sum(0)).clamp(min=1)
     shares = (table * (runtime.world / whole)).float()
     return [dict(zip(kinds, row.unbind(), strict=True)) for row in shares]
+
+
+def _count(value: Tensor | int, device: torch.device) -> Tensor:
+    # A number is filled in on the device: a copy would wait for it.
+    return (
+        value.to(device).double()
+        if isinstance(value, Tensor)
+        else torch.full((), value, device=device).double()
+    )
 
 
 def weighed(terms: Terms, shares: Shares, method: Method) -> dict[str, Tensor]:

@@ -91,12 +91,17 @@ class Combined(Method):
             batch = method.transform(batch, ctx)
         return batch
 
+    @property
+    def sees_all_ranks(self) -> bool:
+        """No: each method says so for itself."""
+        return False
+
     def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:
         label: Term | None = None
         terms: Terms = {}
         for title, method, (ours, theirs) in zip(self.titles, self.methods, self.tapped, strict=True):
             knowledge = None if teacher is None or method.needs.teacher == "none" else _only(teacher, theirs)
-            for name, term in method.objective(_only(student, ours), knowledge, batch, ctx).items():
+            for name, term in method.terms(_only(student, ours), knowledge, ctx).items():
                 items = f"{title}.{term.items}" if _counts_itself(method) else term.items
                 if name == "label":
                     label = label or Term(term.mean, items)
@@ -138,7 +143,11 @@ def merged(needs: Sequence[Needs]) -> Needs:
         "scale": "raw" if any(need.scale == "raw" for need in readers) or not readers else "log_probs",
         "tasks": _shared([need.tasks for need in needs]),
     }
-    order = {"teacher": ("none", "frozen", "trained"), "sharding": ("any", "ddp", "single")}
+    order: dict[str, tuple[str | None, ...]] = {
+        "teacher": ("none", "frozen", "trained"),
+        "couples_rows": (None, "norm", "loss"),
+        "sharding": ("any", "ddp", "single"),
+    }
     for field in dataclasses.fields(Needs):
         found = [getattr(need, field.name) for need in needs]
         if field.name in order:

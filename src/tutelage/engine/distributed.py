@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional as dist_functional
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -23,21 +22,54 @@ def world_size() -> int:
 
 
 def gather_rows(tensor: Tensor) -> Tensor:
-    """Rows of all ranks along the first axis, in rank order; gradients flow back to each rank's own rows.
+    """Rows of all ranks along the first axis, in rank order. The gradient of a rank's own rows is the sum of what all
+    ranks' losses give.
 
     Every rank must bring the same shape.
     """
     if world_size() == 1:
         return tensor
-    return torch.cat(list(dist_functional.all_gather(tensor.contiguous())))
+    rows: Tensor = _GatherRows.apply(tensor)
+    return rows
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """Sum over ranks; its gradient is the sum of what all ranks' losses give."""
+    if world_size() == 1:
+        return tensor
+    total: Tensor = _Sum.apply(tensor)
+    return total
 
 
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """Mean over ranks, differentiable."""
-    if world_size() == 1:
-        return tensor
-    total: Tensor = dist_functional.all_reduce(tensor.clone())
-    return total / world_size()
+    return sum_over_ranks(tensor) / world_size() if world_size() > 1 else tensor
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        rows = tensor.new_empty(world_size() * len(tensor), *tensor.shape[1:])
+        dist.all_gather_into_tensor(rows, tensor.contiguous())
+        return rows
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        own = gradient.new_empty(len(gradient) // world_size(), *gradient.shape[1:])
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        total = tensor.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.forward(ctx, gradient)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -60,15 +92,15 @@ class AllRanksBatchNorm(_BatchNorm):
         if not (self.training or self.running_mean is None) or world_size() == 1:
             return super().forward(input)
         axes = [axis for axis in range(input.dim()) if axis != 1]
-        values = input.float()
-        count = torch.full((1,), values.numel() / values.shape[1], device=input.device)
+        values = input if input.dtype == torch.float64 else input.float()
+        count = values.new_full((1,), values.numel() / values.shape[1])
         sums = torch.cat([values.sum(axes), count])
-        total: Tensor = dist_functional.all_reduce(sums)
+        total = sum_over_ranks(sums)
         count = total[-1].detach()
         mean = total[:-1] / count
         shape = [1, -1] + [1] * (input.dim() - 2)
         # The second pass over centred values keeps the precision that a sum of squares would lose.
-        squares: Tensor = dist_functional.all_reduce((values - mean.view(shape)).square().sum(axes))
+        squares = sum_over_ranks((values - mean.view(shape)).square().sum(axes))
         variance = squares / count
         self._track(mean.detach(), variance.detach(), count)
         output = (values - mean.view(shape)) * torch.rsqrt(variance + self.eps).view(shape)
@@ -87,7 +119,10 @@ class AllRanksBatchNorm(_BatchNorm):
 
 
 def over_all_ranks(module: nn.Module) -> None:
-    """Turn every BatchNorm inside ``module`` into one that sees all ranks; parameters and buffers stay the same."""
+    """Turn every BatchNorm inside ``module`` into one that sees all ranks; parameters and buffers stay the same. Where
+    a method's objective gets the rows of all ranks, it sees them already."""
+    if getattr(module, "sees_all_ranks", False):
+        return
     for name, child in module.named_children():
         if isinstance(child, _BatchNorm) and not isinstance(child, AllRanksBatchNorm):
             child.__class__ = AllRanksBatchNorm
@@ -109,16 +144,21 @@ def replicate(module: TrainStep, *, find_unused: bool) -> DistributedDataParalle
         )
 
 
-def shard(module: nn.Module, blocks: Iterable[nn.Module] = ()) -> None:
+def shard(module: nn.Module, blocks: Iterable[nn.Module] = (), *, keep_root: bool = True) -> None:
     """Shard a module's parameters over all ranks with torch's ``fully_shard``: each block is a unit, the module itself
-    the root. After it every parameter is a ``DTensor``. A module without parameters stays as it is."""
+    the root. After it every parameter is a ``DTensor``. A module without parameters stays as it is.
+
+    Args:
+        keep_root: keep what lies in no block whole from a forward to its backward, which then need not gather it anew;
+            False for a module that has no backward.
+    """
     from torch.distributed.fsdp import fully_shard
 
     for block in blocks:
         if next(block.parameters(), None) is not None:
             fully_shard(block)
     if next(module.parameters(), None) is not None:
-        fully_shard(module)
+        fully_shard(module, reshard_after_forward=None if keep_root else True)
 
 
 def average_gradients(gradients: list[Tensor | None]) -> None:

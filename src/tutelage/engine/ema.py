@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -37,8 +38,9 @@ class Ema:
     def update(self, student: nn.Module) -> None:
         """Take in the student as it is now. Not ``AveragedModel.update_parameters``: that sends its counter to the
         device each time, and the host waits for it."""
-        averaged: list[Tensor] = list(self.module.parameters())
-        current: list[Tensor] = list(student.parameters())
+        # Where both are sharded, alike: each rank averages its own shards.
+        averaged = [_mine(parameter) for parameter in self.module.parameters()]
+        current = [_mine(parameter) for parameter in student.parameters()]
         if averaged and self.averaged.n_averaged.item() == 0:
             torch._foreach_copy_(averaged, current)
         elif averaged:
@@ -55,3 +57,7 @@ class Ema:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take over a saved state; strict."""
         self.averaged.load_state_dict(state)
+
+
+def _mine(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -10,14 +10,19 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from tutelage.engine.resident import Resident
 from tutelage.engine.rng import derive_seed
 from tutelage.engine.types import Batch
+
+Fetch = Callable[[int, list[list[int]]], Iterator[Batch]]
+"""An epoch's batches from its number and the positions of each batch."""
 
 
 @runtime_checkable
 class Source(Protocol):
     """Map-style rows. ``fetch`` gives CPU tensors; images as uint8 ``[rows, channels, height, width]`` or as float in
-    [0, 1]; ``index`` holds each row's stable id."""
+    [0, 1]; ``index`` holds each row's stable id. One that says ``constant = True`` gives the same row for a position in
+    every epoch: its rows may be kept on an accelerator."""
 
     fields: frozenset[str]
     fingerprint: str
@@ -63,8 +68,13 @@ class ShuffleSampler:
 class Loader:
     """Steps of micro-batches for one rank.
 
-    A step's rows are cut into one contiguous share a rank and that into ``accumulate`` micro-batches: any number of
-    ranks and micro-batches sees the same step. Rows that do not fill a last step wait for the next epoch.
+    A step's rows are cut into ``accumulate`` micro-batches, and each of those into one share a rank: so ranks together
+    see the micro-batches that one process sees, and a rank's shares are micro-batches of one process that has more of
+    them. Rows that do not fill a last step wait for the next epoch.
+
+    Args:
+        device: where steps are computed. To an accelerator, rows go from pinned memory, and a source's constant rows
+            stay there where they fit (`tutelage.engine.resident`); none, or the CPU: batches stay as they are fetched.
 
     Raises:
         ValueError: fewer rows than a step needs, or a step that does not divide into ranks and micro-batches.
@@ -81,6 +91,7 @@ class Loader:
         world: int = 1,
         workers: int = 0,
         seed: int = 0,
+        device: torch.device | None = None,
     ) -> None:
         if len(source) == 0:
             raise ValueError("the training data has no rows; see data.path, data.train and data.limit")
@@ -98,23 +109,39 @@ class Loader:
         self.batch_size, self.accumulate = batch_size, accumulate
         self.rank, self.world, self.workers, self.seed = rank, world, workers, seed
         self.steps_per_epoch = len(sampler) // batch_size
+        self.on_accelerator = device is not None and device.type != "cpu"
+        self.resident: Resident | None = None
+        if device is not None and self.on_accelerator and getattr(source, "constant", False):
+            self.resident = Resident(len(source), device)
 
     def steps(self, start: int) -> Iterator[list[Batch]]:
         """Micro-batches of step ``start``, ``start + 1``, … without end."""
         epoch, first = divmod(start, self.steps_per_epoch)
         fetch = self._fetcher()
         while True:
-            batches = fetch(epoch, self._layout(epoch)[first:].flatten(0, 1).tolist())
+            positions = self._layout(epoch)[first:].flatten(0, 1).tolist()
+            batches = (
+                fetch(epoch, positions) if self.resident is None else self._kept(fetch, epoch, positions)
+            )
             for _ in range(first, self.steps_per_epoch):
                 yield [next(batches) for _ in range(self.accumulate)]
             epoch, first = epoch + 1, 0
 
+    def _kept(self, fetch: Fetch, epoch: int, positions: list[list[int]]) -> Iterator[Batch]:
+        """Batches whose rows are all on the accelerator come from there, the others from the source."""
+        assert self.resident is not None
+        held = [self.resident.holds(batch) for batch in positions]
+        missing = [batch for batch, here in zip(positions, held, strict=True) if not here]
+        fetched = fetch(epoch, missing) if missing else iter(())
+        for batch, here in zip(positions, held, strict=True):
+            yield self.resident.fetch(batch) if here else self.resident.keep(batch, next(fetched))
+
     def _layout(self, epoch: int) -> Tensor:
         """Positions ``[steps, micro-batches, rows]`` of this rank."""
         order = self.sampler.order(epoch)[: self.steps_per_epoch * self.batch_size]
-        return order.view(self.steps_per_epoch, self.world, self.accumulate, -1)[:, self.rank]
+        return order.view(self.steps_per_epoch, self.accumulate, self.world, -1)[:, :, self.rank]
 
-    def _fetcher(self) -> Callable[[int, list[list[int]]], Iterator[Batch]]:
+    def _fetcher(self) -> Fetch:
         """Gives an epoch's batches from (epoch, positions of each); worker processes live as long as it does."""
         rows = _Rows(self.source)
         if self.workers == 0:
@@ -128,6 +155,7 @@ class Loader:
             # A generator of its own: else the workers' seeds come from the global one, and a resumed run differs.
             generator=torch.Generator().manual_seed(derive_seed(self.seed, "workers")),
             persistent_workers=True,
+            pin_memory=self.on_accelerator,
             multiprocessing_context="forkserver" if torch.cuda.is_available() else "fork",
         )
 

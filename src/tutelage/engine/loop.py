@@ -15,7 +15,6 @@ from tutelage.engine.backward import Gradients, item_shares, weighed
 from tutelage.engine.checkpoint import CheckpointFolder
 from tutelage.engine.diagnosis import describe
 from tutelage.engine.distributed import replicate
-from tutelage.engine.ema import Ema
 from tutelage.engine.events import Events
 from tutelage.engine.finite import FiniteGuard, check_terms
 from tutelage.engine.gradients import clip_, grad_norm
@@ -27,6 +26,7 @@ from tutelage.engine.optim import build_optimizers
 from tutelage.engine.rng import derive_seed, preserved, seed_all, seeded
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.setup import wire
+from tutelage.engine.sharded import load_together, mesh_of, save_together
 from tutelage.engine.state import restore, snapshot
 from tutelage.engine.step import Setup, Step, trained_names
 from tutelage.engine.taps import Tapped, outputs_of
@@ -98,8 +98,6 @@ class Trainer:
         self.runtime, self.method, self.task, self.config = runtime, method, task, config
         self.source, self.views = source, views or Views((), config.seed)
         self.validation, self.events = validation, Events(callbacks)
-        if folder and runtime.sharding == "fsdp":
-            raise ValueError("checkpoints of sharded (fsdp) runs are not built yet; use ddp, or no folder")
         self.checkpoints = CheckpointFolder(folder, config.checkpoint.keep) if folder else None
         self.progress = Progress()
         self.last: tuple[dict[str, Tensor], Tensor] = ({}, torch.zeros(()))
@@ -108,28 +106,29 @@ class Trainer:
         """Figures of the step just done, where it is one that is recorded."""
         with seeded(derive_seed(config.seed, "build")):
             self.sampler: Sampler = method.sampler(source) or ShuffleSampler(len(source), config.seed)
-            self.loader = self._loader(source, self.sampler, workers)
+            self.loader = self._loader(source, self.sampler, workers, runtime.device)
             self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
             self.student = Tapped(student, mean=mean, std=std).to(runtime.device)
             used = dict(teachers or {}) if method.needs.teacher != "none" else {}
             self.example = self._on_device(source.fetch(list(range(min(2, len(source))))))
-            wiring = wire(runtime, self.student, method, used, self.example, compile_models=config.compile)
-        self.whole = wiring.whole
-        self.ema = Ema(self.student.model, config.ema) if config.ema else None
+            wiring = wire(runtime, self.student, method, used, self.example, config)
+        self.wiring, self.whole, self.ema, self.shipped = wiring, wiring.whole, wiring.ema, wiring.shipped
         self.setup = Setup(
             student=self.student,
             teachers=used,
             task=task,
             runtime=runtime,
             taps=wiring.taps,
-            generator=torch.Generator(runtime.device),
+            seed=config.seed,
             total_steps=self.total_steps,
             steps_per_epoch=self.loader.steps_per_epoch,
             streams={name: self._stream(name, (loaders or {})[name]) for name in method.needs.loaders},
         )
         self._make_optimizers()
 
-    def _loader(self, source: Source, sampler: Sampler, workers: int) -> Loader:
+    def _loader(
+        self, source: Source, sampler: Sampler, workers: int, device: torch.device | None = None
+    ) -> Loader:
         return Loader(
             source,
             sampler,
@@ -139,6 +138,7 @@ class Trainer:
             world=self.runtime.world,
             workers=workers,
             seed=self.config.seed,
+            device=device,
         )
 
     def _stream(self, name: str, source: Source) -> Stream:
@@ -187,7 +187,9 @@ class Trainer:
 
     def restore(self) -> bool:
         """Go on from the newest checkpoint; whether there was one."""
-        found = self.checkpoints.latest() if self.checkpoints else None
+        if self.checkpoints is None:
+            return False
+        found = load_together(self.checkpoints, self.runtime, mesh_of(self.parameters.values()))
         if found is not None:
             restore(self, found)
         return found is not None
@@ -220,16 +222,16 @@ class Trainer:
 
     def _train_step(self, micro: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
         """One optimiser step over its micro-batches: the terms' values over all ranks, and the gradient's norm."""
-        seed = derive_seed(self.config.seed, self.runtime.rank, self.step)
-        seed_all(seed)
-        self.setup.generator.manual_seed(seed)
         if not all(module.training for module in self.wrapped.modules()):  # to ask is cheaper than to set
             self.wrapped.train()
-        contexts = [Step(self.setup, self._on_device(batch), self.step) for batch in micro]
+        contexts = [
+            Step(self.setup, self._on_device(batch), self.step, number) for number, batch in enumerate(micro)
+        ]
         self._transform(contexts)
         shares = item_shares(self.method, [ctx.batch for ctx in contexts], self.runtime)
         totals: dict[str, Tensor] = {}
         for i, (ctx, share) in enumerate(zip(contexts, shares, strict=True)):
+            seed_all(ctx.seed)
             with self.gradients.sync(last=i == len(contexts) - 1):
                 with self.runtime.autocast():
                     terms = weighed(self.wrapped(ctx), share, self.method)
@@ -247,6 +249,7 @@ class Trainer:
         if type(self.method).transform is not Method.transform:
             with torch.no_grad():
                 for ctx in contexts:
+                    seed_all(derive_seed(ctx.seed, "transform"))
                     ctx.batch = self.wrapped(ctx, "transform")
 
     def _update(self, ctx: Step, totals: dict[str, Tensor]) -> Tensor:
@@ -295,20 +298,17 @@ class Trainer:
             self.events.emit("epoch_end", self)
 
     def save(self, *, best: bool = False) -> None:
-        """Write a checkpoint of the present step; rank 0 writes, the others wait."""
+        """Write a checkpoint of the present step, all ranks together."""
         if self.checkpoints is None:
             return
         self.guard.poll(wait=True)
-        saved = snapshot(self)
-        if self.runtime.is_main:
-            self.checkpoints.save(saved, best=best)
-        self.runtime.barrier()
+        save_together(self.checkpoints, snapshot(self), self.runtime, best=best)
         self.events.emit("checkpoint", self)
 
     def _on_device(self, batch: Batch) -> Batch:
         """The batch on the device, with this epoch's views drawn."""
-        count = self.method.needs.views
-        numbers = [torch.full((len(batch),), self.epoch * count + k) for k in range(count)]
+        chosen = self.views.numbers(self.epoch, self.method.needs.views)
+        numbers = [torch.full((len(batch),), number) for number in chosen]
         draws = [self.views.draw(batch, view) for view in numbers]
         batch = batch.to(self.runtime.device)
         drawn = [self.views(batch, view, draw) for view, draw in zip(numbers, draws, strict=True)]
@@ -345,20 +345,19 @@ class Trainer:
             if name in buffers:
                 value.copy_(buffers[name])
 
-    @property
-    def current(self) -> nn.Module:
-        """The bare model that ships: the moving average where there is one, else the student."""
-        return self.student.model if self.ema is None else self.ema.module
-
     def predict(self, batch: Batch) -> Outputs:
         """Outputs of the model that ships, in eval mode and without gradients."""
-        held = self.student
-        if self.ema is not None:
-            held = Tapped(self.current, mean=self.student.mean, std=self.student.std)
-        held.eval()
+        self.shipped.eval()
         with torch.no_grad(), self.runtime.autocast():
-            return outputs_of(held(batch.inputs))
+            return outputs_of(self.shipped(batch.inputs))
 
     def finished(self) -> nn.Module:
-        """The plain student that ships, as the method finishes it."""
-        return self.method.finish(self.current).eval()
+        """The plain student that ships, as the method finishes it: of the moving average where there is one. Where
+        models are sharded, every rank gets it whole: a collective call."""
+        held = self.wiring.plan.filled(self.shipped) if self.wiring.plan else self.shipped
+        return self.method.finish(held.model).eval()
+
+    def plain_teachers(self) -> dict[str, Any]:
+        """What holds the teachers that are sharded, made whole on every rank: a collective call."""
+        teachers: dict[str, Any] = {name: each.module for name, each in self.setup.teachers.items()}
+        return {name: plan.filled(teachers[name]) for name, plan in self.wiring.teacher_plans.items()}

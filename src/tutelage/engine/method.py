@@ -101,9 +101,23 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} defines neither objective nor step")
 
     def step(self, ctx: Step) -> Terms:
-        """One micro-batch. Override where a step is more than one forward of each model."""
+        """One micro-batch. Override where a step is more than one forward of each model; end with `terms` then."""
         teacher = ctx.teacher() if self.needs.teacher != "none" else None
-        return self.objective(ctx.student(), teacher, ctx.batch, ctx)
+        return self.terms(ctx.student(), teacher, ctx)
+
+    @property
+    def sees_all_ranks(self) -> bool:
+        """Whether ``objective`` gets the rows of all ranks: where its loss couples rows."""
+        return self.needs.couples_rows == "loss"
+
+    def terms(self, student: Outputs, teacher: Outputs | None, ctx: Step) -> Terms:
+        """What ``objective`` says of this rank's rows, or of all ranks' (`Step.everyone`) where its loss couples them:
+        it then needs no exchange of its own, and its draws are the same on all ranks."""
+        if not self.sees_all_ranks:
+            return self.objective(student, teacher, ctx.batch, ctx)
+        ctx = ctx.everyone
+        knowledge = None if teacher is None else ctx.of_everyone(teacher)
+        return self.objective(ctx.of_everyone(student), knowledge, ctx.batch, ctx)
 
     def optimizers(self) -> dict[str, OptimSpec]:
         """Optimisers by name. Default: one, of the student and of the method's own parameters."""

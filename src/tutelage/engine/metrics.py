@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from tutelage.engine.writing import write_whole, writing
+
 if TYPE_CHECKING:
     from tutelage.engine.loop import Trainer
 
@@ -46,9 +48,7 @@ class MetricsLog:
         lines = read_metrics(self.path)
         kept = [line for line in lines if line["step"] <= trainer.step and line.get("split") != "test"]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_name(".tmp-metrics.jsonl")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        beside.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_step_end(self, trainer: Trainer) -> None:
         if trainer.record:
@@ -61,7 +61,7 @@ class MetricsLog:
         self.write({"kind": "evaluation", "split": split, "step": step, "epoch": epoch, "metrics": metrics})
 
     def write(self, line: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         values = _flat(line)
         for tracker in self._trackers:
@@ -80,14 +80,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     found = []
     for i, line in enumerate(lines):
         try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            if i < len(lines) - 1:
-                raise ValueError(f"{path}, line {i + 1} is damaged: {line[:60]!r}; remove the line") from None
+            figures = json.loads(line)
+        except (ValueError, RecursionError):
+            figures = None
+        if isinstance(figures, dict) and isinstance(figures.get("step"), int):
+            found.append(figures)
+        elif i < len(lines) - 1:
+            shown = line[:60].decode(errors="replace")
+            raise ValueError(f"{path}, line {i + 1} is damaged: {shown!r}; remove the line")
     return found
 
 

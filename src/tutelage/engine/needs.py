@@ -25,7 +25,9 @@ class Needs:
         fields: what a batch must carry (``target``, ``index``, ``mask``, or a column's name).
         loaders: further loaders the method draws from, by name.
         views: views of a row in a batch.
-        couples_rows: the loss of a row depends on the other rows of its micro-batch.
+        couples_rows: the loss of a row depends on the other rows of its micro-batch: through the ``loss``, whose
+            ``objective`` then sees the rows of all ranks (`Method.terms`), or through a ``norm`` of the method's own,
+            whose statistics are taken over all ranks.
         sharding: launches that give the single process's losses.
         dynamic: which parameters get gradients changes between steps.
         tasks: tasks it is defined for.
@@ -42,7 +44,7 @@ class Needs:
     fields: tuple[str, ...] = ()
     loaders: tuple[str, ...] = ()
     views: int = 1
-    couples_rows: bool = False
+    couples_rows: Literal["loss", "norm"] | None = None
     sharding: Literal["any", "ddp", "single"] = "any"
     dynamic: bool = False
     tasks: tuple[str, ...] = ("classification",)
@@ -129,7 +131,9 @@ def check_pairing(name: str, needs: Needs, teachers: dict[str, Offers], setting:
     if needs.sharding == "single" and setting.sharding != "single":
         reasons.append(f"`{name}` runs in a single process only; this launch is {setting.sharding}")
     if needs.sharding == "ddp" and setting.sharding == "fsdp":
-        reasons.append(f"`{name}` runs replicated (DDP), not sharded; this launch is fsdp")
+        reasons.append(
+            f"`{name}` runs replicated (DDP), not sharded; this launch is fsdp: set train.sharding=ddp"
+        )
     return reasons
 
 

@@ -95,3 +95,40 @@ def figures(record: dict[str, Any], metrics: dict[str, float]) -> str:
 class _Figures(ProgressColumn):
     def render(self, task: Task) -> Text:
         return Text(task.fields["figures"], style="dim")
+
+
+def rows_progress(label: str, total: int, *, visible: bool = True) -> RowsProgress:
+    """The display of work that is a number of rows."""
+    return RowsProgress(label, total, Console(stderr=True, quiet=not visible))
+
+
+class RowsProgress:
+    """A bar with rows a second and time left on a terminal, a line now and then elsewhere."""
+
+    def __init__(self, label: str, total: int, console: Console) -> None:
+        self.label, self.total, self.console = label, total, console
+        self._last = time.monotonic()
+        self.bar = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} rows"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self.task = self.bar.add_task(label, total=total)
+        self.bar.start()
+
+    def update(self, done: int) -> None:
+        """So many rows are done."""
+        self.bar.update(self.task, completed=done)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self._last >= _SECONDS_BETWEEN_LINES:
+            self._last = now
+            self.console.print(
+                f"{self.label}: {done}/{self.total} rows", highlight=False, soft_wrap=True, markup=False
+            )
+
+    def close(self) -> None:
+        self.bar.stop()

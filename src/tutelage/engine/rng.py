@@ -1,5 +1,6 @@
-"""Random numbers. Before every step the global generators are seeded from (seed, rank, step): an interrupted run goes
-on bit for bit with no generator state on disk, and Trainers side by side do not disturb one another."""
+"""Random numbers. Before every micro-batch the global generators are seeded from (seed, its place among those of all
+ranks, step): an interrupted run goes on bit for bit with no generator state on disk, Trainers side by side do not
+disturb one another, and ranks draw what one process with more micro-batches draws."""
 
 from __future__ import annotations
 

@@ -4,7 +4,12 @@ process; Trainers are handed it and keep all state of their own."""
 from __future__ import annotations
 
 import contextlib
+import signal
+import threading
+import time
+import warnings
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -12,13 +17,20 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch import Tensor
 
+from tutelage.recipe.schema import TrainConfig
+
 T = TypeVar("T")
 Precision = Literal["fp32", "bf16", "fp16"]
+_SIGN_OF_LIFE_SECONDS = 2.0
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class RankError(RuntimeError):
     """Rank 0 failed at what the other ranks waited for; its own error says why."""
+
+
+class SilentRankError(RuntimeError):
+    """Ranks that this one waited for gave no answer: they were killed, or hang."""
 
 
 class Runtime:
@@ -32,12 +44,18 @@ class Runtime:
             untested.
         precision: ``bf16`` and ``fp16`` run forwards under autocast; ``fp16`` scales the loss.
         sharding: how several ranks share a model: replicated (``ddp``) or ``fsdp`` (torch's ``fully_shard``).
+        timeout: minutes that a rank waits for another. It holds from the first Runtime of a process on.
     """
 
     def __init__(
-        self, device: str = "auto", precision: Precision = "fp32", sharding: Literal["ddp", "fsdp"] = "ddp"
+        self,
+        device: str = "auto",
+        precision: Precision = "fp32",
+        sharding: Literal["ddp", "fsdp"] = "ddp",
+        timeout: float = 30.0,
     ) -> None:
-        self._launch = PartialState(cpu=device == "cpu" or None)
+        self._launch = PartialState(cpu=device == "cpu" or None, timeout=timedelta(minutes=timeout))
+        self.timeout = timeout
         self.device = self._launch.device if device in ("auto", "cpu") else torch.device(device)
         if device not in ("auto", "cpu") and not _available(device):
             raise ValueError(f"train.device is {device!r}, which this machine does not have; use auto or cpu")
@@ -49,6 +67,18 @@ class Runtime:
         self.rank: int = self._launch.process_index
         self.world: int = self._launch.num_processes
         self.sharding: Literal["single", "ddp", "fsdp"] = "single" if self.world == 1 else sharding
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> Runtime:
+        """As a recipe's ``train`` part says. Warns where there is nobody to share with."""
+        runtime = cls(config.device, config.precision, config.sharding, config.timeout)
+        if config.sharding == "fsdp" and runtime.world == 1:
+            warnings.warn(
+                "train.sharding is fsdp, and there is one process: nothing is shared out; "
+                "`torchrun --nproc-per-node N -m tutelage …` starts several",
+                stacklevel=2,
+            )
+        return runtime
 
     @property
     def is_main(self) -> bool:
@@ -129,11 +159,66 @@ class Runtime:
             if self.is_main:
                 self.barrier()
 
+    @contextlib.contextmanager
+    def naming_the_silent(self) -> Iterator[None]:
+        """Around all that ranks do together: an exchange that fails since a rank is gone or hangs becomes an error that
+        names it.
+
+        Raises:
+            SilentRankError: in place of the error of the exchange.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if self.world == 1 or not _is_failed_exchange(error):
+                raise
+            if threading.current_thread() is threading.main_thread():
+                # A launcher that saw the other end sends this one SIGTERM. It ends anyway, and has to say why.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SilentRankError(self._silence(error)) from error
+
+    def _silence(self, error: RuntimeError) -> str:
+        silent = silent_ranks(self.rank, self.world)
+        late = "timed out" in str(error).lower()
+        how = (
+            f"no answer within {self.timeout:g} minutes (train.timeout)"
+            if late
+            else "the connection is closed"
+        )
+        if not silent:
+            return f"an exchange between ranks failed, though all of them are there: {error}"
+        who = f"rank {silent[0]}" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))}"
+        return (
+            f"{who} of {self.world} went silent: {how}. It was killed or hangs; its own output and the system's log "
+            "say more (memory that ran out is common). `tutelage resume`, under the same launcher, goes on from the "
+            "last checkpoint"
+        )
+
     def close(self) -> None:
         """Leave the process group, where this process is in one."""
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
         PartialState._reset_state()
+
+
+def silent_ranks(rank: int, world: int) -> list[int]:
+    """Ranks that do not say within a few seconds that they are alive; each that waits for them calls this."""
+    store = dist.distributed_c10d._get_default_store()
+    alive = {other: f"tutelage/alive/{other}" for other in range(world)}
+    end = time.monotonic() + _SIGN_OF_LIFE_SECONDS
+    try:
+        store.set(alive[rank], "yes")
+        while True:
+            silent = [other for other, key in alive.items() if not store.check([key])]
+            if not silent or time.monotonic() > end:
+                return silent
+            time.sleep(0.05)
+    except RuntimeError:  # the store is gone with the rank that kept it
+        return [other for other in range(world) if other != rank] if world == 2 else [0]
+
+
+def _is_failed_exchange(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or (type(error) is RuntimeError and "/gloo/" in str(error))
 
 
 def _available(device: str) -> bool:

@@ -22,13 +22,14 @@ class ModelSpec:
 
     Attributes:
         name: what messages call it.
-        module: the model itself; none where there is only a store of its outputs.
+        module: the model itself; of a store, an empty tree with the same paths; none where paths are not known.
         outputs: classes (or values, or tokens) of its logits; none where it gives no logits.
         head: path of the classifier; none where the logits are no single layer's.
         mean, std: input normalisation by channel; none: inputs are taken as they are.
-        shapes: of every tap, the row axis left out (``path`` and ``path:in``); of a store, those that it keeps.
+        shapes: of every tap, the row axis left out (``path`` and ``path:in``).
         infos: what can be tapped, in firing order.
         stage_paths: see `stages`.
+        kept: taps that a store holds; none: all can be had.
     """
 
     name: str
@@ -40,6 +41,7 @@ class ModelSpec:
     shapes: dict[str, Shape] = field(default_factory=dict, repr=False)
     infos: tuple[TapInfo, ...] = field(default=(), repr=False)
     stage_paths: tuple[str, ...] = ()
+    kept: tuple[str, ...] | None = None
 
     @classmethod
     def of(
@@ -95,9 +97,16 @@ class ModelSpec:
         """
         if self.module is not None:
             try:
-                return resolve_taps(self.module, patterns, stages=self.stage_paths, head=self.head)
+                taps = resolve_taps(self.module, patterns, stages=self.stage_paths, head=self.head)
             except TapError as error:
                 raise TapError(f"{self.name}: {error}") from None
+            missing = [tap for tap in taps if self.kept is not None and tap not in self.kept]
+            if missing:
+                raise TapError(
+                    f"{self.name}: the store keeps no tap {missing[0]!r}, only {', '.join(self.kept or ()) or 'none'}; "
+                    f"make one with cache.taps=[{', '.join(missing)}]"
+                )
+            return taps
         found: list[str] = []
         for pattern in patterns:
             wanted = self.pooled if pattern == f"head{INPUT}" and self.head is not None else pattern

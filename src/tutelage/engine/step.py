@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.engine.distributed import gather_rows, mean_over_ranks
+from tutelage.engine.gathering import AllRows
 from tutelage.engine.loading import Stream
 from tutelage.engine.method import Method
+from tutelage.engine.rng import derive_seed
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.taps import Tapped, outputs_of
 from tutelage.engine.teacher import Grad, Teacher
@@ -31,7 +35,7 @@ class Setup:
     runtime: Runtime
     taps: Taps
     """With every pattern resolved to module paths."""
-    generator: torch.Generator
+    seed: int
     total_steps: int
     steps_per_epoch: int
     streams: dict[str, Stream] = field(default_factory=dict)
@@ -43,16 +47,61 @@ class Step:
     Attributes:
         batch: the micro-batch, on the device, views drawn.
         step, epoch: counted from 0; ``total_steps`` and ``steps_per_epoch`` say where the run ends.
-        generator: the run's own generator on the device; its state is checkpointed.
+        micro: number of the micro-batch among the step's, counted from 0; it has a part on every rank.
     """
 
-    def __init__(self, setup: Setup, batch: Batch, step: int) -> None:
-        self.setup, self.batch, self.step = setup, batch, step
+    def __init__(self, setup: Setup, batch: Batch, step: int, micro: int = 0) -> None:
+        self.setup, self.batch, self.step, self.micro = setup, batch, step, micro
         self.epoch = step // setup.steps_per_epoch
         self.total_steps, self.steps_per_epoch = setup.total_steps, setup.steps_per_epoch
-        self.generator = setup.generator
         self.seen: dict[str, Outputs] = {}
         """The last outputs of each model: what a message about a loss that is not finite looks at."""
+        self._sees_all = setup.runtime.world == 1
+        self._all_rows: AllRows | None = None
+
+    @property
+    def seed(self) -> int:
+        """A seed of this rank's part of this micro-batch; see `generator`."""
+        runtime = self.setup.runtime
+        return derive_seed(self.setup.seed, self.micro * runtime.world + runtime.rank, self.step)
+
+    @cached_property
+    def generator(self) -> torch.Generator:
+        """For draws within this rank's rows (partners, masks). What it gives depends on seed, step and place of the
+        rows in the step alone: two ranks draw as one process does that cuts the step into twice as many micro-batches.
+        """
+        return self._generator("rows", self.seed)
+
+    @cached_property
+    def shared_generator(self) -> torch.Generator:
+        """For draws that concern the rows of all ranks: it gives the same on each, whatever their number."""
+        return self._generator("all rows", derive_seed(self.setup.seed, self.micro, self.step))
+
+    def _generator(self, purpose: str, seed: int) -> torch.Generator:
+        generator = torch.Generator(self.setup.runtime.device)
+        return generator.manual_seed(derive_seed(seed, purpose))
+
+    def rand(self, *shape: int) -> Tensor:
+        """Uniform numbers ``[rows, *shape]`` in [0, 1), those of a row the same whichever rank has it."""
+        rows, device = len(self.batch), self.setup.runtime.device
+        parts, own = (1, 0) if self._sees_all else (self.setup.runtime.world, self.setup.runtime.rank)
+        drawn = torch.rand(parts * rows, *shape, generator=self.shared_generator, device=device)
+        return drawn[own * rows : (own + 1) * rows]
+
+    @cached_property
+    def everyone(self) -> Step:
+        """This micro-batch as all ranks hold it together (`AllRows`), for a loss that couples rows: its ``batch`` has
+        all rows, its ``generator`` is the shared one, and there is nothing left to gather."""
+        ctx = copy.copy(self)
+        ctx.generator = self.shared_generator
+        if not self._sees_all:
+            ctx._all_rows = AllRows(self.batch)
+            ctx.batch, ctx._sees_all = ctx._all_rows.batch, True
+        return ctx
+
+    def of_everyone(self, own: Outputs) -> Outputs:
+        """Of `everyone`: a model's outputs for all rows, from those for this rank's."""
+        return own if self._all_rows is None else self._all_rows.outputs(own)
 
     def student(
         self,
@@ -142,12 +191,12 @@ class Step:
         return dict(self.setup.student.model.named_parameters())
 
     def gather(self, tensor: Tensor) -> Tensor:
-        """Rows of all ranks, in rank order; differentiable."""
-        return gather_rows(tensor)
+        """Rows of all ranks, in rank order; differentiable. Every rank must bring the same shape."""
+        return tensor if self._sees_all else gather_rows(tensor)
 
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over ranks; differentiable."""
-        return mean_over_ranks(tensor)
+        return tensor if self._sees_all else mean_over_ranks(tensor)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from tutelage.engine.transfer import send
+
 Inputs = Tensor | dict[str, Tensor]
 
 
@@ -61,10 +63,14 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The batch on a device; itself where it lies there already."""
-        if self.device == torch.device(device):
+        """The batch on a device; itself where all of it lies there already. On the CPU all of a batch lies together."""
+        if self.device == torch.device(device) == torch.device("cpu"):
             return self
-        return self.map(lambda tensor: tensor.to(device, non_blocking=True))
+        return self.map(lambda tensor: send(tensor, device))
+
+    def pin_memory(self) -> Batch:
+        """The batch in memory from which an accelerator copies by itself; torch's loader asks for it."""
+        return self.map(lambda tensor: tensor.pin_memory())
 
     def select(self, rows: Tensor | slice) -> Batch:
         """The given rows (positions, a boolean mask or a slice), every field cut alike."""
@@ -126,9 +132,9 @@ class Outputs:
         self._logits = logits
         self.hidden = hidden
         self.head = head
-        self.features: dict[str, Any] = dict(features or {})
-        self.attentions: dict[str, Tensor] = dict(attentions or {})
-        self.extra: dict[str, Tensor] = dict(extra or {})
+        self.features: Mapping[str, Any] = dict(features or {})
+        self.attentions: Mapping[str, Tensor] = dict(attentions or {})
+        self.extra: Mapping[str, Tensor] = dict(extra or {})
 
     @property
     def stored_logits(self) -> Tensor | TopK | Sampled | None:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.engine.philox import Counter
+from tutelage.engine.transfer import send
 from tutelage.engine.types import Batch, Inputs
-from tutelage.recipe.schema import ViewConfig
+from tutelage.recipe.schema import DataConfig, ViewConfig
 
 _NUMBERS = 8
 """Uniform numbers that a view may use for a row."""
@@ -55,11 +56,30 @@ class Views:
     Args:
         configs: the changes; none: inputs are only turned into float32.
         seed: key of all random numbers.
+        distinct: views of a row that are drawn in turn; none: a new one every time.
     """
 
-    def __init__(self, configs: Sequence[ViewConfig], seed: int) -> None:
+    def __init__(self, configs: Sequence[ViewConfig], seed: int, distinct: int | None = None) -> None:
         self.configs = tuple(configs)
-        self.seed = seed
+        self.seed, self.distinct = seed, distinct
+
+    @classmethod
+    def of(cls, config: DataConfig, seed: int) -> Views:
+        """The views of a recipe's ``data``; ``seed`` where it gives no ``view_seed``."""
+        own = config.view_seed
+        return cls(config.views, seed if own is None else own, config.distinct_views)
+
+    def needed(self, epochs: int, count: int) -> int:
+        """How many views of a row a run draws: ``count`` of them in each of so many epochs."""
+        if not self.configs:
+            return 1
+        return min(epochs * count, self.distinct or epochs * count)
+
+    def numbers(self, epoch: int, count: int) -> list[int]:
+        """Numbers of the ``count`` views that an epoch shows of each row; without random changes all are view 0."""
+        if not self.configs:
+            return [0] * count
+        return [n % (self.distinct or n + 1) for n in range(epoch * count, (epoch + 1) * count)]
 
     def draw(self, batch: Batch, view: Tensor) -> Draws | None:
         """All random numbers of the batch's rows under ``view``, ``[rows]`` int64; None where there is no view to draw.
@@ -89,7 +109,7 @@ class Views:
             ValueError: rows without an index, inputs that are no images, or a crop's padding that is too large.
         """
         draws = draws or self.draw(batch, view)
-        batch = to_float(batch).replace(view=view.to(batch.device, non_blocking=True))
+        batch = to_float(batch).replace(view=send(view, batch.device))
         if draws is None:
             return batch
         if isinstance(batch.inputs, dict):
@@ -122,7 +142,7 @@ class _Change:
         """Random numbers in the shape of ``like``: ``normal`` or ``uniform``."""
         counter = Counter(self.counter.index, self.counter.view, self.counter.seed, stream=self.stream)
         draw = counter.normal_field if kind == "normal" else counter.uniform_field
-        return torch.from_numpy(draw(tuple(like.shape[1:]))).to(like.device, non_blocking=True)
+        return send(torch.from_numpy(draw(tuple(like.shape[1:]))), like.device)
 
     def box(self, height: int, width: int, log_ratio: float) -> tuple[Numbers, Numbers, Numbers, Numbers]:
         """Top, left, height and width of a random rectangle inside the image: its area is a share in ``scale``, its
@@ -219,7 +239,7 @@ def _send(array: NDArray[Any], images: Tensor) -> Tensor:
     """The array beside the images, floats as their dtype."""
     tensor = torch.from_numpy(array)
     tensor = tensor.to(images.dtype) if tensor.is_floating_point() else tensor
-    return tensor.to(images.device, non_blocking=True)
+    return send(tensor, images.device)
 
 
 def _take(images: Tensor, rows: NDArray[np.int64], columns: NDArray[np.int64]) -> Tensor:

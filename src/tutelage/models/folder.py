@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import Field
 from safetensors.torch import save_model as save_safetensors
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -15,6 +16,8 @@ from tutelage.models.build import PYTHON, build_model
 from tutelage.models.built import BuiltModel, channels
 from tutelage.models.names import ModelError, parse_name
 from tutelage.models.weights import CARD, FILE, Weights, find_weights, load_strict
+from tutelage.recipe import validate
+from tutelage.recipe.config import Config
 from tutelage.recipe.schema import ModelConfig
 
 FORMAT = 1
@@ -43,37 +46,65 @@ def save_model(built: BuiltModel, folder: Path) -> None:
     draft = folder.with_name(f".tmp-{folder.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    _write(built, draft)
     card = {"format": FORMAT, "description": built.description, "mean": built.mean, "std": built.std}
-    (draft / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    try:
+        _write(built, draft)
+        (draft / CARD).write_text(json.dumps(card, indent=2) + "\n")
+    except BaseException:  # a full disk, or a wish to stop
+        shutil.rmtree(draft, ignore_errors=True)
+        raise
     if folder.exists():
         shutil.rmtree(folder)
     draft.rename(folder)
 
 
-def load_model(folder: Path) -> BuiltModel:
+class _Card(Config):
+    """``tutelage.json``."""
+
+    format: Literal[1]
+    description: dict[str, Any]
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+
+
+class _Description(ModelConfig):
+    """What a model was built from, and for what."""
+
+    outputs: int = Field(ge=1)
+    input_shape: tuple[Annotated[int, Field(ge=1)], ...] = Field(min_length=1)
+
+
+def load_model(folder: Path, *, trust_remote_code: bool = False) -> BuiltModel:
     """The model that `save_model` wrote.
 
+    Args:
+        trust_remote_code: let a transformers model run code that lies in the folder. That the folder says so itself is
+            not enough: it may come from anyone.
+
     Raises:
-        ModelError: there is none, it is of a later version, its weights do not fit, or it came from Python.
+        ModelError: there is none, it is of a later version, its weights do not fit, it came from Python, or it needs
+            code that is not trusted.
+        RecipeError: its description is no model's.
     """
     weights = find_weights(str(folder), None)
     if not weights.card:
         raise ModelError(f"the folder {folder} holds no {CARD}; give a run's student folder")
     if weights.card.get("format") != FORMAT:
         raise ModelError(f"{folder} has format {weights.card.get('format')}; this version reads {FORMAT}")
-    description: dict[str, Any] = weights.card["description"]
-    if description["model"] == PYTHON:
+    card = validate(_Card, weights.card, str(Path(folder) / CARD))
+    if card.description.get("model") == PYTHON:
         raise ModelError(
             f"{folder} holds the weights of a module from Python, which cannot be built from a name; build it, then "
             f"safetensors.torch.load_model(module, {str(Path(folder) / FILE)!r})"
         )
-    return BuiltModel(
-        _rebuild(description, weights),
-        channels(weights.card["mean"]),
-        channels(weights.card["std"]),
-        description,
-    )
+    description = validate(_Description, card.description, str(Path(folder) / CARD))
+    if description.trust_remote_code and not trust_remote_code:
+        raise ModelError(
+            f"the model in {folder} needs code of its own ({description.model}, trust_remote_code), which nobody here "
+            "trusted; read that code, then set trust_remote_code: true where the recipe names this model"
+        )
+    module = _rebuild(description, weights)
+    return BuiltModel(module, channels(card.mean), channels(card.std), weights.card["description"])
 
 
 def _write(built: BuiltModel, folder: Path) -> None:
@@ -97,15 +128,13 @@ def _is_described(built: BuiltModel) -> bool:
     return mark is None or hasattr(built.module, mark)
 
 
-def _rebuild(description: dict[str, Any], weights: Weights) -> nn.Module:
-    known = {key: value for key, value in description.items() if key in ModelConfig.model_fields}
-    config = ModelConfig.model_validate(known | {"weights": None, "revision": None})
-    family, _ = parse_name(config.model)
+def _rebuild(description: _Description, weights: Weights) -> nn.Module:
+    family, _ = parse_name(description.model)
     if family == "hf":
         from tutelage.models.hf_models import load_hf
 
-        return load_hf(weights, trust_remote_code=config.trust_remote_code)
-    shape = tuple(description["input_shape"])
-    module = build_model(config, outputs=description["outputs"], input_shape=shape).module
+        return load_hf(weights, trust_remote_code=description.trust_remote_code)
+    config = description.model_copy(update={"weights": None, "revision": None})
+    module = build_model(config, outputs=description.outputs, input_shape=description.input_shape).module
     load_strict(module, weights)
     return module

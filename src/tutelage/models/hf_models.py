@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -17,6 +19,10 @@ from tutelage.models.weights import Weights, check_fit, find_weights
 from tutelage.recipe.schema import ModelConfig
 
 Parts = tuple[nn.Module, Channels, Channels]
+
+
+class RemoteCodeWarning(UserWarning):
+    """Code that comes with a model is about to be run, as the recipe allows."""
 
 
 def build_hf(config: ModelConfig, name: str, outputs: int | None, input_shape: tuple[int, ...]) -> Parts:
@@ -30,6 +36,8 @@ def build_hf(config: ModelConfig, name: str, outputs: int | None, input_shape: t
         ModelError: no such model, one that is no classifier, wrong options, or weights that do not fit.
     """
     library = _transformers()
+    if config.trust_remote_code:
+        _name_code(name if config.weights is None else f"{name}, weights {config.weights}")
     where: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
     # With weights from elsewhere the revision is theirs, not the configuration's.
     own = where if config.weights in (None, "pretrained") else where | {"revision": None}
@@ -47,16 +55,27 @@ def build_hf(config: ModelConfig, name: str, outputs: int | None, input_shape: t
 
 def save_hf(module: Any, folder: Path) -> None:
     """``config.json`` and ``model.safetensors``, as `save_pretrained` writes them."""
-    with _hushed(_transformers()):
+    with hushed(_transformers()):
         module.save_pretrained(folder, max_shard_size="1TB")
 
 
 def load_hf(weights: Weights, *, trust_remote_code: bool) -> nn.Module:
     """A model that `save_hf` wrote."""
     library, folder = _transformers(), weights.file.parent
+    if trust_remote_code:
+        _name_code(str(folder))
     settings = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     return _strictly(
         library, _auto_class(library, str(folder), settings), settings, weights, trust_remote_code
+    )
+
+
+def _name_code(source: str) -> None:
+    """Say it before anything is loaded."""
+    warnings.warn(
+        f"hf:{source}: code that comes with this model may run now, with your rights (trust_remote_code is true)",
+        RemoteCodeWarning,
+        stacklevel=3,
     )
 
 
@@ -67,7 +86,7 @@ def _strictly(
     those of the modules."""
     weights.shapes()
     kind: Any = type(auto.from_config(settings, trust_remote_code=trust_remote_code))
-    with _hushed(library):
+    with hushed(library):
         module, found = kind.from_pretrained(
             None,
             config=settings,
@@ -84,7 +103,7 @@ def _strictly(
 
 
 @contextlib.contextmanager
-def _hushed(library: ModuleType) -> Iterator[None]:
+def hushed(library: ModuleType) -> Iterator[None]:
     """Run the block without transformers' progress bars and loading reports: what does not fit is an error here."""
     logging = library.utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -117,10 +136,16 @@ def _settings(
     try:
         settings = library.AutoConfig.from_pretrained(name, **where)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"hf:{name} comes with code of its own, which runs only if you say so: read it, then set "
+                "trust_remote_code: true beside the model"
+            ) from None
         raise ModelError(f"hf:{name} cannot be had: {str(error).splitlines()[0]}") from None
     for key, value in config.options.items():
-        if not hasattr(settings, key):
-            near = nearest(key, list(settings.to_dict()))
+        known = [own for own in settings.to_dict() if not own.startswith("_")]
+        if key not in known:
+            near = nearest(key, known)
             raise ModelError(f"hf:{name} has no option {key!r}; near: {', '.join(near) or 'none'}")
         setattr(settings, key, value)
     if outputs is not None:
@@ -150,7 +175,7 @@ def _auto_class(library: ModuleType, name: str, settings: Any) -> Any:
 
 def _pretrained(library: ModuleType, auto: Any, source: str, settings: Any, where: dict[str, Any]) -> Parts:
     try:
-        with _hushed(library):
+        with hushed(library):
             # The head is made anew where the weights have other classes, or none.
             module, found = auto.from_pretrained(
                 source,
@@ -160,7 +185,7 @@ def _pretrained(library: ModuleType, auto: Any, source: str, settings: Any, wher
                 output_loading_info=True,
                 **where,
             )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"weights of hf:{source} cannot be loaded: {str(error).splitlines()[0]}") from None
     if len(found["missing_keys"]) > len(module.state_dict()) / 2:
         check_fit(f"hf:{source}", module, [], found["missing_keys"], found["unexpected_keys"])

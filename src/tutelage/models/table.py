@@ -29,7 +29,7 @@ def tap_table(
         ModelConfig(model=model) if isinstance(model, str) else model.model_copy(update={"weights": None})
     )
     family, name = parse_name(config.model)
-    shape = _default_input(family, name) if input_shape is None else input_shape
+    shape = default_input(family, name) if input_shape is None else input_shape
     module = build_model(config, outputs=outputs, input_shape=shape).module
     settings = getattr(module, "config", None)
     text = family == "hf" and not hasattr(settings, "image_size") and not hasattr(settings, "num_channels")
@@ -43,9 +43,10 @@ def tap_table(
         raise ModelError(f"{config.model} does not run on rows of shape {list(shape)}: {error}") from error
 
 
-def _default_input(family: str, name: str) -> tuple[int, ...]:
+def default_input(family: str, name: str) -> tuple[int, ...]:
+    """Shape of the rows that an architecture was made for."""
     if family == "timm":
-        from tutelage.models.timm_models import default_input
+        from tutelage.models.timm_models import default_input as of_timm
 
-        return default_input(name)
+        return of_timm(name)
     return {"cifar": (3, 32, 32), "digits": (1, 8, 8), "hf": (3, 224, 224)}[family]

@@ -13,6 +13,9 @@ from tutelage.models.names import ModelError
 from tutelage.models.weights import Weights, find_weights, from_hub, load_strict
 from tutelage.recipe.schema import ModelConfig
 
+_LOADING = {"cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay"}
+"""Arguments of timm that read or fetch files past `tutelage.models.weights`, and may unpickle them."""
+
 Parts = tuple[nn.Module, Channels, Channels]
 
 
@@ -31,6 +34,8 @@ def build_timm(config: ModelConfig, name: str, outputs: int | None, input_shape:
         raise ModelError(
             f"timm:{name} takes images [channels, height, width]; this data gives {list(input_shape)}"
         )
+    for option in sorted(config.options.keys() & _LOADING):
+        raise ModelError(f"timm:{name} has no option {option!r} here: `weights` alone says what is loaded")
     card = get_pretrained_cfg(name, allow_unregistered=False)
     arguments: dict[str, Any] = {"in_chans": input_shape[0]} | _image_size(card, input_shape) | config.options
     if config.weights is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import load_model as load_safetensors
 from torch import nn
 
 from tutelage.models.names import ModelError
+from tutelage.untrusted import FileError, read_object
 
 FILE = "model.safetensors"
 CARD = "tutelage.json"
@@ -147,10 +147,7 @@ def _some(names: Iterable[str], count: int = 5) -> str:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text())
-    except ValueError as error:
-        raise ModelError(f"{path} is no JSON: {error}") from None
-    return dict(content)
+        return read_object(path) if path.is_file() else {}
+    except FileError as error:
+        raise ModelError(str(error)) from None

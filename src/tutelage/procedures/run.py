@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,6 +30,7 @@ from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views
 from tutelage.recipe.schema import Recipe
 from tutelage.tasks import Task
+from tutelage.untrusted import FileError, file_name, read_object
 
 
 class Run:
@@ -71,16 +73,16 @@ class Run:
 
     def once(self, name: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """What ``make`` gives: tensors and plain JSON values by name. It runs once, on rank 0 alone; a resumed run and
-        the other ranks read it back."""
+        the other ranks read it back.
+
+        Raises:
+            FileError: a name that cannot be a file's, or a file that is damaged.
+        """
         if self.folder is None:
             return make()
-        path = self.folder / "once" / f"{name}.json"
-        if self.runtime.is_main and not path.exists():
-            _write(path, make())
-        self.runtime.barrier()
-        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        tensors = path.with_suffix(".safetensors")
-        return value | (load_file(tensors) if tensors.exists() else {})
+        path = self.folder / "once" / f"{file_name(name, 'the part')}.json"
+        self.runtime.on_main(lambda: None if path.exists() else _write(path, make()))
+        return read_object(path) | _read_tensors(path.with_suffix(".safetensors"))
 
     def trainer(
         self,
@@ -99,7 +101,7 @@ class Run:
         train = self.recipe.train
         changes = dict(config or {}) | {"seed": derive_seed(self.seed, name) % 2**31}
         train = type(train).model_validate(train.model_dump() | changes)
-        place = self.folder / "stages" / name if self.folder else None
+        place = self.folder / "stages" / file_name(name, "the stage") if self.folder else None
         own: list[object] = [progress(name)] if self.show_progress and self.runtime.is_main else []
         if place and self.runtime.is_main:
             own.append(self._stack.enter_context(closing(MetricsLog(place, self.recipe.output.trackers))))
@@ -111,7 +113,7 @@ class Run:
             source,
             train,
             teachers=teachers,
-            views=Views(self.recipe.data.views, train.seed),
+            views=Views.of(self.recipe.data, train.seed),
             workers=self.recipe.data.workers,
             mean=self.mean,
             std=self.std,
@@ -198,3 +200,10 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     plain = {name: item for name, item in value.items() if not isinstance(item, Tensor)}
     beside.write_text(json.dumps(plain, allow_nan=False), encoding="utf-8")
     beside.replace(path)
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path) if path.exists() else {}
+    except SafetensorError as error:
+        raise FileError(f"{path} is damaged: {error}; remove it and the JSON file beside it") from error

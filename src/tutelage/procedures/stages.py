@@ -19,6 +19,7 @@ class Relabelled:
     def __init__(self, source: Source, mapping: Tensor) -> None:
         self.source, self.mapping = source, mapping
         self.fields, self.fingerprint = source.fields, source.fingerprint
+        self.constant = getattr(source, "constant", False)
 
     def __len__(self) -> int:
         return len(self.source)

@@ -72,6 +72,15 @@ class DataConfig(Config):
     )
     seed: int = Field(0, ge=0, description="Seed of splits, limits and noise.")
     views: tuple[ViewConfig, ...] = Field((), description="Random changes of training rows, in order.")
+    view_seed: int | None = Field(
+        None, ge=0, le=2**31 - 1, description="Seed of the views; left out: train.seed. One store serves one."
+    )
+    distinct_views: int | None = Field(
+        None,
+        ge=1,
+        le=1_000_000,
+        description="Views of a row, shown in turn; left out: a new one every epoch.",
+    )
     image_size: int | None = Field(
         None,
         ge=1,

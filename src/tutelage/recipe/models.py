@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -12,6 +13,22 @@ from tutelage.recipe.parts import Positive, Text
 
 Channels = Annotated[tuple[float, ...], Field(min_length=1)]
 Deviations = Annotated[tuple[Positive, ...], Field(min_length=1)]
+
+
+_SECRET = re.compile(
+    r"(.*_)?(api_?key|password|passwd|secret|credentials?)|((hf|auth|access|api)_?)?token", re.IGNORECASE
+)
+
+
+def _secrets(values: Mapping[str, Any]) -> list[str]:
+    """A recipe is written into every run's folder, and into its report."""
+    options = values["options"] if isinstance(values["options"], Mapping) else {}
+    return [
+        f"options.{name} looks like a secret, and recipes are kept and shown; put it into the environment "
+        "(HF_TOKEN for the hub)"
+        for name in options
+        if _SECRET.fullmatch(str(name))
+    ]
 
 
 def _unequal_channels(values: Mapping[str, Any]) -> list[str]:
@@ -41,7 +58,7 @@ class ModelConfig(Config):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
-        return _unequal_channels(values)
+        return _unequal_channels(values) + _secrets(values)
 
 
 class TeacherConfig(Config):
@@ -59,7 +76,9 @@ class TeacherConfig(Config):
         None, description="Input mean by channel; left out: the weights' own, else the data's."
     )
     std: Deviations | None = Field(None, description="Input standard deviation by channel; as `mean`.")
-    trust_remote_code: bool = Field(False, description="Let `hf:` run code that comes with the weights.")
+    trust_remote_code: bool = Field(
+        False, description="Let `hf:` run code that comes with the weights, also those of a `run`."
+    )
     run: Text | None = Field(None, description="Folder of an earlier run; its student becomes the teacher.")
     recipe: Text | None = Field(
         None,
@@ -71,22 +90,29 @@ class TeacherConfig(Config):
         exclude_if=lambda given: not given,
         description="Changes of that recipe, as on the command line: [train.epochs=30, data.limit=5000].",
     )
-    store: Text | None = Field(None, description="Folder of stored outputs.")
+    store: Text | None = Field(
+        None, description="Folder of outputs that `tutelage cache` stored; no model is loaded."
+    )
     endpoint: Text | None = Field(None, description="Address of a server that writes text.")
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
         sources = ("model", "run", "recipe", "store", "endpoint")
         given = [name for name in sources if values[name] is not None]
-        reasons = _unequal_channels(values)
+        reasons = _unequal_channels(values) + _secrets(values)
         if len(given) != 1:
             reasons.append(
                 f"give exactly one of {', '.join(sources)}; got {', '.join(given) or 'none'}"
                 + (" (set the others to null)" if given else "")
             )
-        extra = [name for name in ("weights", "revision", "options", "trust_remote_code") if values[name]]
+        extra = [name for name in ("weights", "revision", "options") if values[name]]
         if values["model"] is None and extra:
             reasons.append(f"{', '.join(extra)} only together with `model`")
+        if values["model"] is None and values["run"] is None and values["trust_remote_code"]:
+            reasons.append("trust_remote_code only together with `model` or `run`")
+        address = values["endpoint"]
+        if isinstance(address, str) and "@" in address.partition("://")[2].partition("/")[0]:
+            reasons.append("endpoint holds a user's name or password; put that into the environment")
         if values["recipe"] is None and values["overrides"]:
             reasons.append("overrides only together with `recipe`")
         return reasons

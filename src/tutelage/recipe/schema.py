@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, SerializeAsAny, Tag,
 from pydantic_core import PydanticCustomError
 
 from tutelage import catalogue
+from tutelage.recipe.caching import CacheConfig
 from tutelage.recipe.comparison import CompareConfig
 from tutelage.recipe.config import Config, MethodConfig
 from tutelage.recipe.data import DataConfig, ViewConfig
@@ -24,6 +25,7 @@ from tutelage.recipe.training import (
 )
 
 __all__ = [
+    "CacheConfig",
     "CheckpointConfig",
     "CompareConfig",
     "DataConfig",
@@ -116,6 +118,9 @@ class Recipe(Config):
     evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Metrics, and how often.")
     output: OutputConfig = Field(OutputConfig(), description="Run folder, trackers, report.")
     compare: CompareConfig = Field(CompareConfig(), description="What `tutelage compare` compares.")
+    cache: CacheConfig = Field(
+        CacheConfig(), description="How `tutelage cache` stores the teacher's outputs."
+    )
 
     @field_validator("method", mode="before")
     @classmethod

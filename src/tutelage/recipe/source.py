@@ -11,7 +11,7 @@ from typing import Any
 from tutelage.recipe.config import Config
 from tutelage.recipe.errors import Problem, RecipeError
 from tutelage.recipe.library import shipped
-from tutelage.recipe.text import read_yaml
+from tutelage.recipe.text import LARGEST, read_yaml
 from tutelage.recipe.words import nearest, show
 
 Values = dict[str, Any]
@@ -48,7 +48,9 @@ def read(file: Path) -> Values:
         RecipeError: it cannot be read, is no YAML, or holds no mapping.
     """
     try:
-        text = file.read_text(encoding="utf-8")
+        with file.open("rb") as opened:
+            content = opened.read(LARGEST + 1)
+        text = content.decode("utf-8", "strict" if len(content) <= LARGEST else "replace")  # refused below
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(str(file), [Problem("", f"cannot be read: {error}")]) from error
     return values_of(text, str(file))

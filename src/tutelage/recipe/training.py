@@ -92,8 +92,27 @@ class TrainConfig(Config):
     optimizer: OptimizerConfig = Field(OptimizerConfig(), description="The optimiser and its learning rate.")
     schedule: ScheduleConfig = Field(ScheduleConfig(), description="The learning rate over the run.")
     clip: float | None = Field(None, gt=0, description="Largest gradient norm.")
+    sharding: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="How several processes share student and method: each has a whole copy (ddp), or a part (fsdp).",
+    )
+    shard_teacher: bool | None = Field(
+        None,
+        description="Whether processes share a frozen teacher's weights; left out: with fsdp yes, with ddp no.",
+    )
+    timeout: float = Field(
+        30.0,
+        ge=0.05,
+        le=10_080,
+        description="Minutes that a process waits for another before the run ends with an error.",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="Number format of the forward passes."
+    )
+    quantize: Literal["int8", "int4"] | None = Field(
+        None,
+        description="Round the student's weights in every forward (int8: inputs of layers too), so that it learns to "
+        "be exported so. Metrics are those of the rounded student; the floats are saved.",
     )
     compile: bool = Field(
         False, description="Compile student and teacher with torch.compile, in regions without taps inside."
@@ -138,4 +157,6 @@ class TrainConfig(Config):
         rows, parts = values["batch_size"], values["accumulate"]
         if all(isinstance(value, int) and value > 0 for value in (rows, parts)) and rows % parts:
             reasons.append(f"batch_size={rows} does not divide into accumulate={parts} micro-batches")
+        if values["sharding"] == "fsdp" and values["precision"] == "fp16":
+            reasons.append("precision=fp16 does not go with sharding=fsdp: use bf16")
         return reasons

@@ -17,8 +17,19 @@ import yaml
 from tutelage.report.errors import ReportError
 from tutelage.report.records import Comparison, Run, mapping
 
+LARGEST = 2**28
+"""Bytes of a file that is read; a run that logs for a week writes less."""
 RUN_FILES = ("result.json", "metrics.jsonl", "recipe.yaml", "environment.json")
 COMPARISON_FILE = "comparison.json"
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases, which no run writes: a few lines of them stand for billions of values."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read here")
+        return super().compose_node(parent, index)
 
 
 def load(path: Path) -> Run | Comparison:
@@ -95,7 +106,12 @@ def _load_member(folder: Path, entry: dict[str, Any]) -> Run | None:
 
 def _read_text(path: Path, notes: list[str]) -> str | None:
     try:
-        return path.read_bytes().decode("utf-8", errors="replace")
+        if path.exists() and not path.is_file():
+            notes.append(f"{path.name} is no file.")
+        elif path.exists() and path.stat().st_size > LARGEST:
+            notes.append(f"{path.name} is larger than {LARGEST // 2**20} MiB; it is left out.")
+        else:
+            return path.read_bytes().decode("utf-8", errors="replace")
     except FileNotFoundError:
         notes.append(f"{path.name} is missing.")
     except OSError as error:
@@ -127,7 +143,7 @@ def _read_recipe(path: Path, notes: list[str]) -> tuple[str, dict[str, Any]]:
     if text is None:
         return "", {}
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, _Loader)  # a SafeLoader
     except (yaml.YAMLError, ValueError, RecursionError):
         notes.append(f"{path.name} is not valid YAML; it is shown as it stands.")
         return text, {}

@@ -14,6 +14,8 @@ from tutelage.report.verdict import run_verdict
 if TYPE_CHECKING:
     import rich.table
 
+_TURNS_TEXT = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_CONTROL = dict.fromkeys((*range(9), *range(11, 32), *range(127, 160), *_TURNS_TEXT))
 STYLES = {"good": "green", "bad": "red", "quiet": "dim", "": ""}
 
 
@@ -38,14 +40,14 @@ def _rich(table: Table, title: str = "") -> rich.table.Table:
 
     notes = ". ".join(f"{column.label}: {column.note}" for column in table.notes)
     made = rich.table.Table(
-        title=Text(title, style="not italic") if title else None,
-        caption=Text(notes) if notes else None,
+        title=Text(_plain(title), style="not italic") if title else None,
+        caption=Text(_plain(notes)) if notes else None,
         title_justify="left",
         caption_justify="left",
         box=rich.box.SIMPLE_HEAD,
     )
     for column in table.columns:
-        made.add_column(Text(column.label), justify="right" if column.numeric else "left")
+        made.add_column(Text(_plain(column.label)), justify="right" if column.numeric else "left")
     for i, row in enumerate(table.rows):
         made.add_row(*map(_text, row), end_section=i == len(table.rows) - 1 and bool(table.foot))
     for row in table.foot:
@@ -56,5 +58,10 @@ def _rich(table: Table, title: str = "") -> rich.table.Table:
 def _text(cell: Cell) -> Any:
     from rich.text import Text
 
-    text = Text(cell.text, style=STYLES[cell.tone])
-    return text.append(f"\n{cell.detail}", style="dim") if cell.detail else text
+    text = Text(_plain(cell.text), style=STYLES[cell.tone])
+    return text.append(f"\n{_plain(cell.detail)}", style="dim") if cell.detail else text
+
+
+def _plain(text: str) -> str:
+    """Without what would move the cursor, colour the terminal or turn text round."""
+    return text.translate(_CONTROL)

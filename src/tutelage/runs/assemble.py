@@ -21,6 +21,7 @@ from tutelage.engine.metrics import check_trackers
 from tutelage.engine.needs import PairingError
 from tutelage.engine.rng import derive_seed
 from tutelage.engine.runtime import Runtime
+from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Batch, Outputs
 from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views, to_float
@@ -43,7 +44,7 @@ class Assembly:
     data: Data
     task: Task
     student: BuiltModel
-    teachers: dict[str, LocalTeacher]
+    teachers: dict[str, Teacher]
     teacher_models: dict[str, TeacherModel]
     method: Method | Procedure
 
@@ -54,7 +55,12 @@ class Assembly:
     @property
     def trained_teachers(self) -> dict[str, LocalTeacher]:
         """Teachers that learn with the student, by name."""
-        return self.teachers if self.method.needs.teacher == "trained" else {}
+        return self.live_teachers if self.method.needs.teacher == "trained" else {}
+
+    @property
+    def live_teachers(self) -> dict[str, LocalTeacher]:
+        """Teachers that are models in this process, by name."""
+        return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, LocalTeacher)}
 
     @property
     def loaders(self) -> dict[str, Source]:
@@ -75,7 +81,7 @@ class Assembly:
             self.data.train,
             recipe.train,
             teachers=self.teachers,
-            views=Views(recipe.data.views, recipe.train.seed),
+            views=Views.of(recipe.data, recipe.train.seed),
             loaders=self.loaders,
             workers=recipe.data.workers,
             mean=self.student.mean,
@@ -172,7 +178,7 @@ def assemble(
         PairingError: method, teachers, data and launch do not fit together; every reason at once.
         ValueError: a model, a data set or a setting that cannot be used.
     """
-    runtime = Runtime(recipe.train.device, recipe.train.precision)
+    runtime = Runtime.of(recipe.train)
     if data is None:
         with runtime.main_first():
             data = open_data(recipe.data, recipe.task)
@@ -186,24 +192,18 @@ def assemble(
     built = normalised(built, recipe.student, data)
     example = to_float(data.train.fetch(list(range(min(2, len(data.train))))))
     models = {
-        name: teacher_model(config, data, recipe, runtime, dry=dry, show_progress=show_progress)
+        name: teacher_model(name, config, data, recipe, runtime, dry=dry, show_progress=show_progress)
         for name, config in teacher_configs(recipe).items()
     }
-    teachers = {
-        name: LocalTeacher(
-            name, model.built.module, example.inputs, mean=model.built.mean, std=model.built.std
-        )
-        for name, model in models.items()
-    }
-    for teacher in teachers.values():
-        teacher.held.to(runtime.device)
+    teachers = {name: model.teacher(name, example.inputs, runtime) for name, model in models.items()}
     method = build_method(recipe)
     check_evaluation(recipe, task, data)
     check_trackers(recipe.output.trackers)
-    check_fit(recipe, method, teachers, data, runtime)
+    check_fit(recipe, method, models, teachers, data, runtime)
     if method.needs.teacher != "trained":
         for teacher in teachers.values():
-            teacher.freeze()
+            if isinstance(teacher, LocalTeacher):
+                teacher.freeze()
     return Assembly(recipe, runtime, data, task, built, teachers, models, method)
 
 

@@ -28,6 +28,8 @@ from tutelage.engine.interrupt import Interrupted
 from tutelage.recipe.schema import Recipe
 from tutelage.runs.execute import distill
 from tutelage.runs.folder import FolderError, differing_field
+from tutelage.runs.result import read_result
+from tutelage.untrusted import read_object, visible
 
 Json = dict[str, Any]
 
@@ -52,8 +54,8 @@ def finished_result(recipe: Recipe, folder: Path) -> Json | None:
         raise FolderError(
             f"{folder} holds a run of another recipe ({difference} differs); give another folder"
         )
-    result = read_json(folder / "result.json")
-    return result if result and result["status"] == "done" else None
+    result = read_result(folder)
+    return result if result is not None and result["status"] == "done" else None
 
 
 def run_batch(
@@ -146,24 +148,27 @@ class BatchProgress:
         self.ended += 1
         if self.show:
             place = f"{self.ended:>{len(str(self.total))}}/{self.total}"
-            self.console.print(f"{self.title} {place}  {line}", markup=False)
+            self.console.print(visible(f"{self.title} {place}  {line}"), markup=False)
         self._bar.advance(self._task)
 
 
 def read_json(path: Path) -> Json | None:
-    """The object in a JSON file; None where there is no such file."""
+    """The object in a JSON file; None where there is no such file.
+
+    Raises:
+        FileError: the file is damaged.
+    """
     try:
-        text = path.read_text(encoding="utf-8")
+        return read_object(path)
     except FileNotFoundError:
         return None
-    content: Json = json.loads(text)
-    return content
 
 
 def write_text(path: Path, text: str) -> None:
     """Write by rename: the file is complete, or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".tmp-{path.name}")
+    beside.unlink(missing_ok=True)  # never written through a link that lies there
     beside.write_text(text, encoding="utf-8")
     beside.replace(path)
 

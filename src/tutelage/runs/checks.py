@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from typing import Any
 
 from tutelage.data import Data, RowSource
 from tutelage.data.cache import SharedRows
@@ -11,19 +12,25 @@ from tutelage.engine.loading import Source
 from tutelage.engine.method import Method
 from tutelage.engine.needs import PairingError, Setting, check_pairing
 from tutelage.engine.runtime import Runtime
+from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Batch
-from tutelage.engine.views import to_float
+from tutelage.engine.views import Views, to_float
 from tutelage.procedures.procedure import Procedure
-from tutelage.recipe.schema import Recipe
+from tutelage.recipe.schema import Recipe, ViewConfig
+from tutelage.runs.teachers import TeacherModel
 from tutelage.tasks import Task
 from tutelage.tasks.task import RowNames
-from tutelage.teachers.local import LocalTeacher
+from tutelage.teachers.manifest import Plan
+
+_MOST_VIEWS = 64
+"""Views of a row that a step may show."""
 
 
 def check_fit(
     recipe: Recipe,
     method: Method | Procedure,
-    teachers: Mapping[str, LocalTeacher],
+    models: Mapping[str, TeacherModel],
+    teachers: Mapping[str, Teacher],
     data: Data,
     runtime: Runtime,
 ) -> None:
@@ -33,14 +40,7 @@ def check_fit(
         PairingError: every reason why they do not fit together.
     """
     name = "+".join(config.name for config in recipe.method)
-    sources = {"train"} | ({"validation"} if data.validation is not None else set())
-    setting = Setting(
-        task=recipe.task,
-        fields=frozenset(data.info.fields),
-        loaders=frozenset(sources),
-        views=64 if recipe.data.views else 1,
-        sharding=runtime.sharding,
-    )
+    setting = setting_of(recipe, data, runtime)
     reasons = check_pairing(
         name, method.needs, {n: teacher.offers for n, teacher in teachers.items()}, setting
     )
@@ -50,8 +50,65 @@ def check_fit(
                 f"teacher `{title}` gives {teacher.spec.outputs} outputs, the data has {data.info.outputs} "
                 f"({recipe.data.path}); give a teacher for these classes, or train one by `teacher: {{recipe: …}}`"
             )
+    for title, model in models.items():
+        if model.store is not None and method.needs.teacher != "none":
+            reasons += _store_gaps(title, model.store.plan, recipe, method.needs.views, data)
     if reasons:
         raise PairingError("\n".join(reasons))
+
+
+def setting_of(recipe: Recipe, data: Data, runtime: Runtime) -> Setting:
+    """What data, task and launch give beside the teachers."""
+    sources = {"train"} | ({"validation"} if data.validation is not None else set())
+    most = recipe.data.distinct_views or _MOST_VIEWS
+    return Setting(
+        task=recipe.task,
+        fields=frozenset(data.info.fields),
+        loaders=frozenset(sources),
+        views=min(most, _MOST_VIEWS) if recipe.data.views else 1,
+        sharding=runtime.sharding,
+    )
+
+
+def views_drawn(recipe: Recipe, count: int, rows: int) -> int:
+    """How many views of each of ``rows`` rows a run draws in all, where a step shows ``count`` of them."""
+    steps_per_epoch = max(1, rows // recipe.train.batch_size)
+    epochs = recipe.train.epochs or -(-(recipe.train.steps or 1) // steps_per_epoch)
+    return Views.of(recipe.data, recipe.train.seed).needed(epochs, count)
+
+
+def _store_gaps(title: str, plan: Plan, recipe: Recipe, count: int, data: Data) -> list[str]:
+    """Why a store does not hold what a run will ask it for."""
+    start = f"the store of teacher `{title}` was made for"
+    if plan.data.fingerprint != data.train.fingerprint:
+        return [
+            f"{start} other rows (data): {plan.data.rows} of {plan.data.path}, fingerprint "
+            f"{plan.data.fingerprint[:12]}; this run has {len(data.train)} of {recipe.data.path}, fingerprint "
+            f"{data.train.fingerprint[:12]}; take the recipe's `data` with which it was made, or make one anew"
+        ]
+    changes = tuple(view.model_dump(mode="json") for view in recipe.data.views)
+    if plan.views.changes != changes:
+        return [
+            f"{start} other views (data.views): {_named(plan.views.changes)}; this run draws {_named(changes)}; "
+            "take the same, or make one anew"
+        ]
+    reasons = []
+    seed = Views.of(recipe.data, recipe.train.seed).seed
+    if changes and plan.views.seed != seed:
+        reasons.append(
+            f"{start} the view seed {plan.views.seed}; this run draws by {seed}; set data.view_seed={plan.views.seed}"
+        )
+    drawn = views_drawn(recipe, count, len(data.train))
+    if drawn > plan.views.number:
+        reasons.append(
+            f"{start} {plan.views.number} views of a row; this run draws {drawn}; set "
+            f"data.distinct_views={plan.views.number}, or make one with more"
+        )
+    return reasons
+
+
+def _named(changes: tuple[dict[str, Any], ...]) -> str:
+    return ", ".join(str(ViewConfig.model_validate(change)) for change in changes) or "none"
 
 
 def check_evaluation(recipe: Recipe, task: Task, data: Data) -> None:

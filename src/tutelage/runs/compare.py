@@ -199,17 +199,21 @@ def _check_folder(path: Path, plan: Plan) -> float:
         if path.is_dir() and any(child.name not in (".lock", f".tmp-{FILE}") for child in path.iterdir()):
             raise FolderError(f"{path} is not empty and holds no comparison; give another folder")
         return 0.0
-    if (_shared(saved["recipe"]), saved["teachers"]) != (
-        _shared(plan.base.model_dump(mode="json")),
-        plan.teachers,
-    ):
-        raise FolderError(f"{path} holds a comparison under another recipe; give another folder")
-    if saved["trials"] != plan.trials:
+    try:
+        shared, teachers = _shared(saved["recipe"]), saved["teachers"]
+        trials, seconds = saved["trials"], float(saved["seconds"])
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise FolderError(
-            f"{path} holds a comparison with {saved['trials']} tuning trials a method, not {plan.trials}; "
+            f"{path / FILE} holds what no comparison writes ({type(error).__name__}: {error}); give another folder"
+        ) from error
+    if (shared, teachers) != (_shared(plan.base.model_dump(mode="json")), plan.teachers):
+        raise FolderError(f"{path} holds a comparison under another recipe; give another folder")
+    if trials != plan.trials:
+        raise FolderError(
+            f"{path} holds a comparison with {trials} tuning trials a method, not {plan.trials}; "
             "give another folder"
         )
-    return float(saved["seconds"])
+    return seconds
 
 
 def _shared(recipe: Json) -> Json:

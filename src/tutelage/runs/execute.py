@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,17 +18,19 @@ from tutelage.engine.interrupt import Interrupted
 from tutelage.engine.method import Method
 from tutelage.engine.metrics import MetricsLog
 from tutelage.engine.progress import progress as display
+from tutelage.engine.quantize import floats, release
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.taps import Tapped, outputs_of
 from tutelage.engine.types import Batch, Outputs, Table
 from tutelage.engine.views import to_float
+from tutelage.engine.writing import UnwrittenError, writing
 from tutelage.models import BuiltModel, load_model, profile_model, save_model
 from tutelage.procedures.procedure import Artifacts, Procedure
 from tutelage.recipe.schema import Recipe
 from tutelage.runs.analysis import analyse
 from tutelage.runs.assemble import Assembly, Remembered, assemble
 from tutelage.runs.checks import check_rows
-from tutelage.runs.folder import RunFolder, environment
+from tutelage.runs.folder import RunFolder
 
 RecipeSource = Recipe | str | Path | Mapping[str, Any]
 
@@ -67,20 +69,22 @@ def distill(
         FolderError, RunLockedError: the folder cannot be used.
         Interrupted: the run was asked to stop and can be resumed.
     """
-    loaded, title = _load(recipe)
+    loaded, title = load_source(recipe)
     path = Path(folder or loaded.output.dir or Path("runs") / f"{title}-{_name(loaded)}-{loaded.train.seed}")
-    with _threads(loaded.train.threads):
-        runtime = Runtime(loaded.train.device, loaded.train.precision)
-        opened = RunFolder(path, loaded, runtime, resume=resume)
-        if not opened.finished():
-            plan = _dry_run(loaded, student, data)
-            with opened:
-                if not opened.finished():  # another process may have ended it meanwhile
-                    assembly = assemble(loaded, student=student, data=plan.data, show_progress=progress)
-                    return _run(assembly, opened, progress is not False, tuple(callbacks))
-        result = opened.finished()
-        assert result is not None
-        return RunResult(path, result, load_model(path / "student").module.eval())
+    with cpu_threads(loaded.train.threads):
+        runtime = Runtime.of(loaded.train)
+        with runtime.naming_the_silent():
+            opened = RunFolder(path, loaded, runtime, resume=resume)
+            if not opened.finished():
+                tried = _dry_run(loaded, student, data).assembly.data
+                with opened:
+                    if not opened.finished():  # another process may have ended it meanwhile
+                        assembly = assemble(loaded, student=student, data=tried, show_progress=progress)
+                        return _run(assembly, opened, progress is not False, tuple(callbacks))
+            result = opened.finished()
+            assert result is not None
+            built = load_model(path / "student", trust_remote_code=loaded.student.trust_remote_code)
+            return RunResult(path, result, built.module.eval())
 
 
 def check(
@@ -94,24 +98,20 @@ def check(
     Raises:
         RecipeError, PairingError, ValueError: what a run would refuse.
     """
-    loaded, _ = _load(recipe)
-    with _threads(loaded.train.threads):
-        assembly = _dry_run(loaded, student, data)
-        trainer = assembly.trainer(None) if isinstance(assembly.method, Method) else None
+    loaded, _ = load_source(recipe)
+    with cpu_threads(loaded.train.threads):
+        assembly, steps, terms = _dry_run(loaded, student, data)
         return {
             "method": assembly.name,
             "student": {"model": loaded.student.model, "parameters": _parameters(assembly.student.module)},
             "teachers": {
-                name: {
-                    "model": assembly.teacher_models[name].name,
-                    "parameters": _parameters(teacher.held.model),
-                }
-                for name, teacher in assembly.teachers.items()
+                name: {"model": model.name, "parameters": model.parameters}
+                for name, model in assembly.teacher_models.items()
             },
             "data": assembly.data.describe(),
             "device": str(assembly.runtime.device),
-            "steps": trainer.total_steps if trainer else None,
-            "dry_terms": trainer.dry_step() if trainer else {},
+            "steps": steps,
+            "dry_terms": terms,
         }
 
 
@@ -133,7 +133,8 @@ def resume(folder: Path | str, *, progress: bool | None = None) -> RunResult:
     return distill(saved, folder=folder, resume=True, progress=progress)
 
 
-def _load(recipe: RecipeSource) -> tuple[Recipe, str]:
+def load_source(recipe: RecipeSource) -> tuple[Recipe, str]:
+    """The recipe, and a title for what is made of it."""
     if isinstance(recipe, Recipe):
         return recipe, "run"
     title = Path(recipe).stem if isinstance(recipe, (str, Path)) else "run"
@@ -144,18 +145,24 @@ def _name(recipe: Recipe) -> str:
     return "+".join(method.name for method in recipe.method)
 
 
-def _dry_run(recipe: Recipe, student: nn.Module | None, data: Data | None) -> Assembly:
+class _DryRun(NamedTuple):
+    assembly: Assembly
+    steps: int | None
+    terms: dict[str, float]
+
+
+def _dry_run(recipe: Recipe, student: nn.Module | None, data: Data | None) -> _DryRun:
     """Everything but the teachers' training, and one batch; an error here has cost nothing."""
     assembly = assemble(recipe, student=student, data=data, dry=True)
     check_rows(assembly.data, assembly.task)
     if isinstance(assembly.method, Method):
-        assembly.trainer(None).dry_step()
-    else:
-        rows = to_float(
-            assembly.data.train.fetch(list(range(min(recipe.train.batch_size, len(assembly.data.train)))))
-        )
-        assembly.task.check(rows, None)
-    return assembly
+        trainer = assembly.trainer(None)
+        return _DryRun(assembly, trainer.total_steps, trainer.dry_step())
+    rows = to_float(
+        assembly.data.train.fetch(list(range(min(recipe.train.batch_size, len(assembly.data.train)))))
+    )
+    assembly.task.check(rows, None)
+    return _DryRun(assembly, None, {})
 
 
 def _run(
@@ -168,10 +175,11 @@ def _run(
         own.append(MetricsLog(opened.path, assembly.recipe.output.trackers))
         if show_progress:
             own.append(display(f"{assembly.name} seed {assembly.recipe.train.seed}"))
-    opened.write_json("environment.json", environment(assembly.runtime.device))
+    opened.note_environment(assembly.runtime.device)
     result, ending = _identity(assembly), {"status": "failed", "error": None}
     try:
-        student = _train(assembly, opened.path, result, (*own, *listeners), show_progress)
+        with assembly.runtime.naming_the_silent():
+            student = _train(assembly, opened.path, result, (*own, *listeners), show_progress)
         ending["status"] = "done"
     except Interrupted:
         ending["status"] = "stopped"
@@ -183,16 +191,20 @@ def _run(
         for callback in own:
             callback.close()
         if ending["status"] != "done":
-            opened.write_json("result.json", ending | _identity(assembly))
+            with suppress(UnwrittenError):  # what ended the run is what is told
+                opened.write_json("result.json", ending | _identity(assembly))
     result |= ending
 
     def finish() -> dict[str, Any]:
         """Rank 0 measures and writes."""
-        _add_profiles(result, assembly, student)
-        save_model(assembly.student._replace(module=student), opened.path / "student")
+        with floats(student):
+            _add_profiles(result, assembly, student)
+            with writing(opened.path / "student"):
+                save_model(assembly.student._replace(module=student), opened.path / "student")
         for name, teacher in assembly.trained_teachers.items():
-            built = assembly.teacher_models[name].built._replace(module=teacher.held.model)
-            save_model(built, opened.path / "teachers" / name)
+            built = assembly.teacher_models[name].live._replace(module=teacher.held.model)
+            with writing(opened.path / "teachers" / name):
+                save_model(built, opened.path / "teachers" / name)
         result["seconds"] = time.perf_counter() - started
         opened.write_json("result.json", result)
         if assembly.recipe.output.report:
@@ -200,10 +212,13 @@ def _run(
 
             if analysis := _analysis(assembly, student):
                 opened.write_json("analysis.json", analysis)
-            write_report([opened.path])
+            with writing(opened.path / "report.html"):
+                write_report([opened.path])
         return result
 
-    return RunResult(opened.path, assembly.runtime.on_main(finish), student)
+    result = assembly.runtime.on_main(finish)
+    release(student)
+    return RunResult(opened.path, result, student)
 
 
 def _train(
@@ -223,6 +238,8 @@ def _train(
     trainer = assembly.trainer(path / "checkpoints", callbacks)
     trainer.fit()
     student = trainer.finished()
+    for name, module in trainer.plain_teachers().items():
+        assembly.live_teachers[name].held = module  # rank 0 alone measures and saves them
     progress = trainer.progress
     result |= {
         "steps": trainer.step,
@@ -249,7 +266,11 @@ def _add_profiles(result: dict[str, Any], assembly: Assembly, student: nn.Module
         **_profile(assembly, student, assembly.student),
     }
     for name, model in assembly.teacher_models.items():
-        profile = _profile(assembly, assembly.teachers[name].held.model, model.built)
+        if model.store is not None:
+            part = model.store.plan.teacher
+            profile = {"parameters": part.parameters, "flops": part.flops}
+        else:
+            profile = _profile(assembly, assembly.live_teachers[name].held.model, model.live)
         result["teachers"][name] = {**result["teachers"].get(name, {}), "model": model.name, **profile}
 
 
@@ -275,16 +296,20 @@ def _tables(tables: Mapping[str, Table]) -> dict[str, Any]:
 
 
 def _evaluations(assembly: Assembly, student: nn.Module) -> dict[str, Any]:
-    """Metrics of what ships, and of the teachers, on validation and test data. Agreement is with the first teacher."""
+    """Metrics of what ships, and of the teachers, on validation and test data. Agreement is with the first teacher that
+    is a model; a store brings what was measured when it was made, where that was on the same rows."""
     predict = _predictor(assembly, student)
     students: dict[str, dict[str, float]] = {}
     teachers: dict[str, dict[str, dict[str, float]]] = {name: {} for name in assembly.teachers}
     for split, source in (("validation", assembly.data.validation), ("test", assembly.data.test)):
         # Ids are unique within a split only, so each split is remembered apart.
-        remembered = {name: Remembered(teacher) for name, teacher in assembly.teachers.items()}
+        remembered = {name: Remembered(teacher) for name, teacher in assembly.live_teachers.items()}
         students[split] = assembly.evaluate(predict, source, next(iter(remembered.values()), None))
         for name, teacher in remembered.items():
             teachers[name][split] = assembly.evaluate(teacher, source)
+        for name, model in assembly.teacher_models.items():
+            if model.store is not None and source is not None:
+                teachers[name][split] = model.store.metrics(split, source.fingerprint)
     return {"validation": students["validation"], "test": students["test"] or None, "teachers": teachers}
 
 
@@ -294,7 +319,7 @@ def _analysis(assembly: Assembly, student: nn.Module) -> dict[str, Any] | None:
     source = assembly.data.test if assembly.data.test is not None else assembly.data.validation
     if source is None or assembly.task.name != "classification" or isinstance(assembly.method, Procedure):
         return None
-    teacher = next(iter(assembly.teachers.values()), None)
+    teacher = next(iter(assembly.live_teachers.values()), None)
     found = analyse(
         _predictor(assembly, student),
         None if teacher is None else teacher.outputs,
@@ -337,7 +362,8 @@ def _parameters(module: nn.Module) -> int:
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
+def cpu_threads(count: int | None) -> Iterator[None]:
+    """Run the block with so many threads; none: as many as there are."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,9 @@ from tutelage.engine.views import to_float
 from tutelage.functional.similarity import linear_cka
 from tutelage.models import load_model
 from tutelage.recipe import load_recipe
-from tutelage.runs.assemble import Assembly, assemble
+from tutelage.runs.assemble import Assembly, assemble, teacher_configs
 from tutelage.runs.batch import write_json
+from tutelage.runs.result import read_result
 
 FILE = "explain.json"
 LOGITS = "logits"
@@ -42,8 +42,8 @@ def explain(folder: Path | str, *, rows: int = 512) -> dict[str, Any]:
     folder = Path(folder)
     if rows < 2:
         raise ValueError(f"rows is {rows}; allowed: 2 and above")
-    result = folder / "result.json"
-    if not result.exists() or json.loads(result.read_text(encoding="utf-8"))["status"] != "done":
+    result = read_result(folder)
+    if result is None or result["status"] != "done":
         raise FileNotFoundError(
             f"{folder} holds no finished run; give the folder that `tutelage run` printed, or resume it first"
         )
@@ -52,7 +52,13 @@ def explain(folder: Path | str, *, rows: int = 512) -> dict[str, Any]:
         raise ValueError(
             f"{folder} was trained without a teacher; there is nothing to compare its student with"
         )
-    found = _compare(assemble(recipe), folder, rows)
+    assembly = assemble(recipe)
+    if not assembly.live_teachers:
+        raise ValueError(
+            f"{folder} learned from a store ({', '.join(assembly.teachers)}), which has no layers to look into; "
+            "explain a run that had the model"
+        )
+    found = _compare(assembly, folder, rows)
     write_json(folder / FILE, found)
     return found
 
@@ -60,14 +66,15 @@ def explain(folder: Path | str, *, rows: int = 512) -> dict[str, Any]:
 def _compare(assembly: Assembly, folder: Path, rows: int) -> dict[str, Any]:
     split, source = _held_out(assembly)
     positions = range(min(rows, len(source)))
-    built = load_model(folder / "student")
+    built = load_model(folder / "student", trust_remote_code=assembly.recipe.student.trust_remote_code)
     batches = _Batches(assembly, source, positions)
     ours = batches.layers(assembly.recipe.student.model, Tapped(built.module, mean=built.mean, std=built.std))
     teachers = {}
-    for name, teacher in assembly.teachers.items():
+    for name, teacher in assembly.live_teachers.items():
         held, kept = teacher.held, folder / "teachers" / name
         if kept.is_dir():  # it learned in this run
-            own = load_model(kept)
+            trusted = teacher_configs(assembly.recipe)[name].trust_remote_code
+            own = load_model(kept, trust_remote_code=trusted)
             held = Tapped(own.module, mean=own.mean, std=own.std)
         theirs = batches.layers(assembly.teacher_models[name].name, held)
         cka = [[round(float(linear_cka(x, y)), 4) for y in theirs.values()] for x in ours.values()]

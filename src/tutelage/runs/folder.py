@@ -6,7 +6,9 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,10 @@ import torch
 import tutelage.recipe as recipes
 from tutelage.engine.checkpoint import FolderLock
 from tutelage.engine.runtime import Runtime
+from tutelage.engine.writing import write_whole
 from tutelage.recipe.schema import Recipe
+from tutelage.runs.result import read_result
+from tutelage.untrusted import read_object
 
 _PACKAGES = (
     "torch",
@@ -63,18 +68,33 @@ class RunFolder:
 
     def finished(self) -> dict[str, Any] | None:
         """``result.json`` of the run that ended here, else None."""
-        found = self.runtime.on_main(self._read_result)
+        found = self.runtime.on_main(lambda: read_result(self.path))
         return found if found is not None and found["status"] == "done" else None
 
     def write_text(self, name: str, text: str) -> None:
-        """Written beside and renamed: complete or absent."""
+        """Written beside and renamed: complete or absent.
+
+        Raises:
+            UnwrittenError: the disk refuses.
+        """
         if self.runtime.is_main:
-            beside = self.path / f".tmp-{name}"
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(self.path / name)
+            write_whole(self.path / name, text)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> None:
         self.write_text(name, json.dumps(value, indent=1))
+
+    def note_environment(self, device: torch.device) -> None:
+        """Write ``environment.json``; a run that goes on elsewhere is told that bits may differ."""
+        if not self.runtime.is_main:
+            return
+        path, now = self.path / "environment.json", environment(device)
+        change = differing_machine(read_object(path), now) if path.exists() else None
+        if change:
+            warnings.warn(
+                f"this run goes on elsewhere ({change}); bits may differ from those of a run that was never stopped",
+                stacklevel=2,
+            )
+        self.write_json(path.name, now)
 
     def _check(self) -> None:
         found = self.path / "recipe.yaml"
@@ -113,16 +133,12 @@ class RunFolder:
             try:
                 self._check()  # again: until now another process might have begun here
                 for leftover in self.path.glob(".tmp-*"):  # of a killed one
-                    leftover.unlink()
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
                 if not (self.path / "recipe.yaml").exists():
                     self.write_text("recipe.yaml", recipes.dump(self.recipe))
             except BaseException:
                 self.lock.__exit__(None, None, None)
                 raise
-
-    def _read_result(self) -> dict[str, Any] | None:
-        path = self.path / "result.json"
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -147,6 +163,17 @@ def _differing(left: Any, right: Any, path: str) -> str | None:
                 return inner
         return None
     return None if left == right else path
+
+
+def differing_machine(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """In what two environments differ of all that bits depend on; none where they agree."""
+    fields = ("cpu", "device", "torch", "threads")
+    changes = [
+        f"{name} was {before[name]}, is {now[name]}"
+        for name in fields
+        if name in before and before[name] != now[name]
+    ]
+    return ", ".join(changes) or None
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""A recipe's teacher as a model: by name, from an earlier run, or from a recipe that is trained first and reused."""
+"""A recipe's teacher: a model by name, from an earlier run, or from a recipe that is trained first and reused; or a
+store of its outputs."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import re
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,21 +16,64 @@ import tutelage.recipe as recipes
 from tutelage.data import Data
 from tutelage.engine.checkpoint import FolderLock, RunLockedError
 from tutelage.engine.runtime import Runtime
+from tutelage.engine.teacher import Teacher
+from tutelage.engine.types import Inputs
 from tutelage.models import BuiltModel, build_model, load_model
 from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
+from tutelage.teachers.local import LocalTeacher
+from tutelage.teachers.store import Store, StoredTeacher
 
 _WAIT_SECONDS = 1.0
 
 
 @dataclass
 class TeacherModel:
-    """A teacher's model, and what to call it."""
+    """Where a teacher's answers come from: a model or, with no model in memory, a store.
 
-    built: BuiltModel
+    Attributes:
+        name: what the model is called.
+        untrained: it has random weights here, and would be trained before a run.
+    """
+
+    built: BuiltModel | None
     name: str
+    store: Store | None = None
+    untrained: bool = False
+
+    @property
+    def live(self) -> BuiltModel:
+        """The model.
+
+        Raises:
+            ValueError: there is only a store.
+        """
+        if self.built is None:
+            raise ValueError(f"the teacher {self.name} is a store of outputs; this needs the model itself")
+        return self.built
+
+    @property
+    def parameters(self) -> int:
+        if self.store is not None:
+            return self.store.plan.teacher.parameters
+        return sum(parameter.numel() for parameter in self.live.module.parameters())
+
+    def teacher(self, name: str, example: Inputs, runtime: Runtime) -> Teacher:
+        """It, as the trainer takes it.
+
+        Args:
+            name: what the recipe calls it.
+            example: a few rows, before normalisation.
+        """
+        if self.store is not None:
+            return StoredTeacher(self.store)
+        built = self.live
+        found = LocalTeacher(name, built.module, example, mean=built.mean, std=built.std)
+        found.held.to(runtime.device)
+        return found
 
 
 def teacher_model(
+    name: str,
     config: TeacherConfig,
     data: Data,
     recipe: Recipe,
@@ -40,18 +85,23 @@ def teacher_model(
     """Build one teacher. ``dry``: one that would be trained first gets random weights.
 
     Raises:
+        StoreError: there is no such store, or it cannot be read.
         ValueError: there is no such run, its student was not kept, or this kind of teacher cannot be had here.
     """
-    if config.store is not None or config.endpoint is not None:
-        kind = "store" if config.store is not None else "endpoint"
-        raise ValueError(f"teacher.{kind} is not built yet in this version; use model, run or recipe")
+    if config.endpoint is not None:
+        raise ValueError("teacher.endpoint is not built yet in this version; use model, run, recipe or store")
+    if config.store is not None:
+        store = Store(Path(config.store), name)
+        return TeacherModel(None, store.plan.teacher.model, store)
     if config.run is not None:
-        return _from_run(Path(config.run))
+        return _from_run(Path(config.run), config.trust_remote_code)
     if config.recipe is not None:
         own = recipes.load_recipe(config.recipe, config.overrides)
         if dry:
-            return TeacherModel(_build(own.student, data, own.train.seed), own.student.model)
-        return _from_run(trained(own, runtime, show_progress=show_progress))
+            built = _build(own.student, data, own.train.seed)
+            return TeacherModel(built, own.student.model, untrained=True)
+        folder = trained(own, runtime, show_progress=show_progress)
+        return _from_run(folder, own.student.trust_remote_code)
     model = ModelConfig.model_validate(
         config.model_dump(exclude={"run", "recipe", "overrides", "store", "endpoint"})
     )
@@ -67,10 +117,10 @@ def _build(model: ModelConfig, data: Data, seed: int) -> BuiltModel:
     return built._replace(mean=mean, std=std)
 
 
-def _from_run(folder: Path) -> TeacherModel:
+def _from_run(folder: Path, trust_remote_code: bool) -> TeacherModel:
     if not (folder / "student").is_dir():
         raise ValueError(f"teacher.run {folder} has no student/; give the folder of a finished run")
-    built = load_model(folder / "student")
+    built = load_model(folder / "student", trust_remote_code=trust_remote_code)
     return TeacherModel(built, str(built.description.get("model", folder.name)))
 
 
@@ -105,4 +155,5 @@ def fingerprint(recipe: Recipe) -> str:
     """What makes a trained teacher this one: its recipe without the place it is written to."""
     content = recipe.model_dump(mode="json", exclude={"output"})
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"{recipe.student.model.replace(':', '-').replace('/', '-')}-{digest[:12]}"
+    model = re.sub(r"[^\w.-]", "-", recipe.student.model)[-60:].lstrip(".-")
+    return f"{model}-{digest[:12]}"

@@ -127,7 +127,7 @@ class CRD(Method):
     ) -> Tensor:
         memory, config = self.memory, self.config
         negatives = min(config.negatives, memory.negatives())
-        drawn = memory.draw(places, negatives, ctx.generator, relax=config.mode == "relax")
+        drawn = memory.draw(places, ctx.rand(len(memory)), negatives, relax=config.mode == "relax")
         losses = []
         for embedding, other, z in (
             (ours, memory.teacher, memory.z_student),

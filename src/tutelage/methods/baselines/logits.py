@@ -105,7 +105,7 @@ class DIST(Method):
         card="baselines",
         family=_FAMILY,
     )
-    needs = Needs(scale="log_probs", fields=("target",), couples_rows=True)
+    needs = Needs(scale="log_probs", fields=("target",), couples_rows="loss")
     config: DISTConfig
 
     def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:

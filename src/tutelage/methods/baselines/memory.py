@@ -77,13 +77,15 @@ class RowMemory(nn.Module):
             raise ValueError(f"crd: row {int(stray)} is none of the {len(self)} training rows it remembers")
         return places
 
-    def draw(self, places: Tensor, negatives: int, generator: torch.Generator, *, relax: bool) -> Tensor:
+    def draw(self, places: Tensor, keys: Tensor, negatives: int, *, relax: bool) -> Tensor:
         """Which rows each row is told from: ``[batch, 1 + negatives]``, the positive first.
 
         Negatives are rows of other classes, without replacement, those of each row drawn on their own. The positive is
         the row itself, or with ``relax`` any row of its class.
+
+        Args:
+            keys: uniform numbers ``[batch, rows]``, from which the draw follows; overwritten.
         """
-        keys = torch.rand(len(places), len(self), generator=generator, device=places.device)
         same = self.classes[places, None] == self.classes
         positive = keys.masked_fill(~same, torch.inf).argmin(1) if relax else places
         others = keys.masked_fill_(same, torch.inf).topk(negatives, largest=False, sorted=False).indices

@@ -131,7 +131,7 @@ class FitNet(Method):
         logits=(),
         teacher_taps=True,
         fields=("target",),
-        couples_rows=True,
+        couples_rows="norm",
         tasks=("classification", "multilabel", "regression"),
     )
     config: FitNetConfig

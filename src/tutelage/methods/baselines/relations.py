@@ -45,7 +45,7 @@ class Relation(Method, ABC):
         logits=(),
         teacher_taps=True,
         fields=("target",),
-        couples_rows=True,
+        couples_rows="loss",
         tasks=("classification", "multilabel", "regression"),
     )
     config: RelationConfig

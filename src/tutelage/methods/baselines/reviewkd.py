@@ -68,7 +68,7 @@ class ReviewKD(StageMethod):
         card="baselines",
         family="vision logits and features",
     )
-    needs = dataclasses.replace(StageMethod.needs, couples_rows=True)
+    needs = dataclasses.replace(StageMethod.needs, couples_rows="norm")
     config: ReviewKDConfig
 
     def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:

@@ -132,7 +132,7 @@ class USKD(Method):
         card="nkd",
         family=_FAMILY,
     )
-    needs = Needs(teacher="none", logits=(), fields=("target",), couples_rows=True)
+    needs = Needs(teacher="none", logits=(), fields=("target",), couples_rows="loss")
     config: USKDConfig
 
     def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:

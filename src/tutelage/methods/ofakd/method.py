@@ -91,7 +91,7 @@ class OFAKD(Method):
         card="ofakd",
         family="vision features",
     )
-    needs = Needs(scale="log_probs", fields=("target",), couples_rows=True)
+    needs = Needs(scale="log_probs", fields=("target",), couples_rows="norm")
     config: OFAKDConfig
 
     def taps(self, teacher: ModelSpec | None, student: ModelSpec) -> Taps:

@@ -157,7 +157,12 @@ class WA(Procedure):
         card="wa",
         family="incremental/novel class",
     )
-    needs = Needs(teacher="none", logits=(), fields=("target", "index"))
+    needs = Needs(
+        teacher="none",
+        logits=(),
+        fields=("target", "index"),
+        sharding="ddp",  # each stage copies, measures and scales the weights of the one before
+    )
 
     def run(self, run: Run) -> Artifacts:
         """Train step by step. See `Procedure.run`."""

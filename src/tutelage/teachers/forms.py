@@ -1,0 +1,236 @@
+"""How a teacher's outputs lie in a store: which columns a row has, and the way there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from tutelage.data.source import salt
+from tutelage.engine.philox import Counter, Ids
+from tutelage.engine.tracing import Shape
+from tutelage.engine.types import Outputs, Sampled, TopK
+from tutelage.teachers.manifest import FormPart, StoreError
+
+Columns = dict[str, Tensor]
+"""By name, ``[rows, ...]``."""
+
+_SALT = salt("store")
+_SMALL_IDS = 2**16
+"""Classes up to which an id takes two bytes."""
+_TOPS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float16: 1.0}
+"""The number that the largest of a row becomes, where a row has a scale."""
+_LOG_LIMIT = torch.finfo(torch.float16).min
+
+
+@dataclass(frozen=True)
+class Column:
+    """One tensor of a shard: its type, and the shape of a row."""
+
+    dtype: torch.dtype
+    shape: Shape
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a row of a store holds.
+
+    Attributes:
+        form: how logits are kept.
+        logits: shape of a row's logits ``[..., classes]``; none where none are kept.
+        taps: shapes of the features that are kept, by tap.
+    """
+
+    form: FormPart
+    logits: Shape | None
+    taps: Mapping[str, Shape]
+
+    @cached_property
+    def columns(self) -> dict[str, Column]:
+        """Every column by name."""
+        found = self._logit_columns()
+        for tap, shape in self.taps.items():
+            found |= _scaled(f"tap:{tap}", getattr(torch, self.form.dtype), shape)
+        return found
+
+    def _logit_columns(self) -> dict[str, Column]:
+        if self.logits is None:
+            return {}
+        if self.form.form == "dense":
+            return _scaled("logits", getattr(torch, self.form.dtype), self.logits)
+        assert self.form.k is not None
+        entries = (*self.logits[:-1], self.form.k)
+        ids = {"logits.ids": Column(self._id_dtype, entries)}
+        if self.form.form == "topk":
+            return ids | {
+                "logits.log_probs": Column(torch.float16, entries),
+                "logits.tail": Column(torch.float32, entries[:-1]),
+            }
+        return ids | {
+            "logits.weights": Column(torch.float16, entries),
+            "scale:logits.weights": Column(torch.float32, ()),
+        }
+
+    @property
+    def _id_dtype(self) -> torch.dtype:
+        assert self.logits is not None
+        return torch.uint16 if self.logits[-1] <= _SMALL_IDS else torch.int32
+
+    @property
+    def row_bytes(self) -> int:
+        return sum(
+            column.dtype.itemsize * torch.Size(column.shape).numel() for column in self.columns.values()
+        )
+
+    def encode(self, outputs: Outputs, index: Tensor, view: Tensor) -> Columns:
+        """Columns of a batch.
+
+        Args:
+            outputs: of the live teacher, logits ``[rows, ..., classes]``.
+            index, view: of each row, ``[rows]`` int64: what its draws depend on.
+
+        Raises:
+            StoreError: an output that is not finite, or too large for the type; it names the row.
+        """
+        found = {} if self.logits is None else self._encode_logits(outputs.logits.float(), index, view)
+        for tap in self.taps:
+            found |= self._encode_values(f"tap:{tap}", outputs.features[tap].float(), index, view)
+        return found
+
+    def _encode_logits(self, logits: Tensor, index: Tensor, view: Tensor) -> Columns:
+        _check_finite(
+            "the teacher's logits", logits, index, view, "look at the teacher, or at train.precision"
+        )
+        form = self.form
+        if form.form == "dense":
+            values = logits.log_softmax(-1) if form.scale == "log_probs" else logits
+            return self._encode_values("logits", values, index, view)
+        assert form.k is not None
+        if form.form == "topk":
+            top = top_k(logits, form.k)
+            return {
+                "logits.ids": top.ids.to(self._id_dtype),
+                "logits.log_probs": top.log_probs.clamp(min=_LOG_LIMIT).half(),
+                "logits.tail": top.tail,
+            }
+        drawn = sample(
+            logits, form.k, form.draw_temperature, Counter(_cpu(index), _cpu(view), form.seed, _SALT)
+        )
+        weights, scale = _to_scale(drawn.weights, torch.float16)
+        return {
+            "logits.ids": drawn.ids.to(self._id_dtype),
+            "logits.weights": weights,
+            "scale:logits.weights": scale,
+        }
+
+    def _encode_values(self, name: str, values: Tensor, index: Tensor, view: Tensor) -> Columns:
+        what = f"the teacher's {name.removeprefix('tap:')}"
+        _check_finite(what, values, index, view, "look at the teacher, or at train.precision")
+        dtype: torch.dtype = getattr(torch, self.form.dtype)
+        if has_scale(dtype):
+            stored, scale = _to_scale(values, dtype)
+            return {name: stored, f"scale:{name}": scale}
+        stored = values.to(dtype)
+        largest = (
+            f"cache.dtype {self.form.dtype} ends at {torch.finfo(dtype).max:g}; take bfloat16 or float32"
+        )
+        _check_finite(what, stored, index, view, largest)
+        return {name: stored}
+
+    def decode(self, columns: Columns, taps: tuple[str, ...]) -> Outputs:
+        """Outputs in float32 from columns; features of ``taps`` alone."""
+        features = {tap: _values(columns, f"tap:{tap}") for tap in taps}
+        if self.logits is None:
+            return Outputs(features=features)
+        if self.form.form == "dense":
+            return Outputs(_values(columns, "logits"), features=features)
+        ids = columns["logits.ids"].to(torch.int64)
+        if self.form.form == "topk":
+            top = TopK(ids, columns["logits.log_probs"].float(), columns["logits.tail"])
+            return Outputs(top, features=features)
+        return Outputs(Sampled(ids, _values(columns, "logits.weights")), features=features)
+
+    def needed(self, taps: tuple[str, ...]) -> list[str]:
+        """Names of the columns that `decode` reads."""
+        wanted = {f"tap:{tap}" for tap in taps}
+        return [
+            name
+            for name in self.columns
+            if not name.removeprefix("scale:").startswith("tap:") or name.removeprefix("scale:") in wanted
+        ]
+
+
+def top_k(logits: Tensor, k: int) -> TopK:
+    """The ``k`` largest log-probabilities of logits ``[..., classes]``, descending, and the mass of all others."""
+    log_probs = logits.log_softmax(-1)
+    kept = log_probs.topk(k, dim=-1)
+    # Summed over what is left, not taken from 1: a small tail keeps its digits.
+    tail = log_probs.exp().scatter(-1, kept.indices, 0.0).sum(-1)
+    return TopK(kept.indices, kept.values, tail)
+
+
+def sample(logits: Tensor, k: int, temperature: float, counter: Counter) -> Sampled:
+    """``k`` classes of each distribution, drawn with replacement from ``q ∝ p^(1/temperature)``, each with the weight
+    ``p / q / k``: the weighted sum of any function of the class has the expectation under ``p`` as its mean.
+
+    Args:
+        logits: ``[rows, ..., classes]``.
+        counter: the rows' random numbers; nothing else decides on the draws.
+    """
+    log_probs = logits.double().log_softmax(-1)
+    proposal = (log_probs / temperature).log_softmax(-1)
+    heights = proposal.exp().cumsum(-1)
+    shape = (*logits.shape[:-1], k)
+    uniform = torch.from_numpy(counter.uniform(torch.Size(shape[1:]).numel())).to(logits.device).view(shape)
+    total = heights[..., -1:]
+    below = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
+    ids = torch.searchsorted(heights, below, right=True)
+    weights = (log_probs.gather(-1, ids) - proposal.gather(-1, ids)).exp() / k
+    return Sampled(ids, weights.float())
+
+
+def has_scale(dtype: torch.dtype) -> bool:
+    return dtype in (torch.int8, torch.float8_e4m3fn)
+
+
+def _scaled(name: str, dtype: torch.dtype, shape: Shape) -> dict[str, Column]:
+    found = {name: Column(dtype, shape)}
+    return found | {f"scale:{name}": Column(torch.float32, ())} if has_scale(dtype) else found
+
+
+def _to_scale(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Values in a narrow type, and what each row's are to be multiplied with."""
+    top = _TOPS[dtype]
+    # Not below the smallest normal number: a row of zeros, or next to it, must not be divided by zero.
+    scale = (values.flatten(1).abs().amax(1) / top).clamp(min=torch.finfo(torch.float32).tiny)
+    narrow = values / _along(scale, values)
+    narrow = narrow.round() if dtype == torch.int8 else narrow
+    return narrow.clamp(-top, top).to(dtype), scale
+
+
+def _values(columns: Columns, name: str) -> Tensor:
+    values = columns[name].float()
+    scale = columns.get(f"scale:{name}")
+    return values if scale is None else values * _along(scale, values)
+
+
+def _along(scale: Tensor, values: Tensor) -> Tensor:
+    return scale.view(-1, *[1] * (values.dim() - 1))
+
+
+def _check_finite(what: str, values: Tensor, index: Tensor, view: Tensor, advice: str) -> None:
+    rows = values.isfinite().flatten(1).all(1)
+    if not bool(rows.all()):
+        first = int((~rows).nonzero()[0])
+        raise StoreError(
+            f"{what} of row {int(index[first])}, view {int(view[first])}, cannot be stored: not finite, or too large; "
+            f"{advice}"
+        )
+
+
+def _cpu(ids: Tensor) -> Ids:
+    numbers: Ids = ids.cpu().numpy()
+    return numbers

@@ -1,0 +1,168 @@
+"""A run of a method's Trainer, in this process or in both of a pair, with all that the engine adds to a step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from contract import OPTIONS
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from support import conv_net, pictures, train_config
+from tutelage import catalogue
+from tutelage.engine.combine import Combined
+from tutelage.engine.distributed import whole
+from tutelage.engine.evaluate import evaluate
+from tutelage.engine.finite import NonFiniteError
+from tutelage.engine.loop import Trainer
+from tutelage.engine.method import Method
+from tutelage.engine.runtime import Runtime
+from tutelage.engine.types import Batch
+from tutelage.engine.validation import Validation
+from tutelage.recipe.schema import OptimizerConfig
+from tutelage.tasks import build_task
+from tutelage.teachers.local import LocalTeacher
+
+COUNTED = torch.arange(32) % 5 == 0
+"""Rows that count where rows are masked: some ranks have none in a micro-batch."""
+
+
+class Watch:
+    """Keeps every step's terms and gradient norm."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, float]] = []
+
+    def on_step_end(self, trainer: Any) -> None:
+        terms, norm = trainer.last
+        self.steps.append({name: float(term) for name, term in (terms | {"norm": norm}).items()})
+
+
+def build(name: str) -> Method:
+    """A method of the catalogue, or several with ``+`` between them."""
+    if "+" in name:
+        return Combined([build(part) for part in name.split("+")])
+    found = catalogue.load(name)
+    return found(found.Config(name=name, **OPTIONS.get(name, {})))
+
+
+def make(name: str, sharding: Any, masked: bool = False, precision: Any = "fp32") -> Trainer:
+    """A Trainer with micro-batches, clipping, a moving average and validation; 7 rows of that do not divide by 2."""
+    method = build(name)
+    source, held_out = pictures(mask=COUNTED if masked else None), pictures(7)
+    runtime, task = Runtime("cpu", precision, sharding), build_task("classification", 5)
+    teacher = LocalTeacher("teacher", conv_net(8, 12, 16, seed=1), source.inputs[:2])
+    if method.needs.teacher == "frozen":
+        teacher.freeze()
+
+    def metrics(trainer: Trainer) -> dict[str, float]:
+        return evaluate(
+            trainer.predict, held_out, task, batch_size=2, device="cpu", rank=runtime.rank, world=runtime.world
+        )  # fmt: skip
+
+    optimizer = OptimizerConfig(name="sgd", lr=0.05, weight_decay=1e-3)
+    config = train_config(steps=3, batch_size=16, accumulate=2, clip=1.0, ema=0.5, optimizer=optimizer)
+    return Trainer(
+        runtime,
+        conv_net(6, 8, 12, seed=2),
+        method,
+        task,
+        source,
+        config,
+        teachers={"teacher": teacher},
+        validation=Validation(metrics, best=("accuracy", True)),
+    )
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Double precision: what differs then is no rounding, which steep losses enlarge from step to step."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def train(name: str, sharding: str = "ddp", masked: bool = False, precision: Any = "fp32") -> dict[str, Any]:
+    """Terms, gradient norms, validation metrics, final weights and buffers of a run."""
+    with exact() if precision == "fp32" else nullcontext():
+        return _train(make(name, sharding, masked, precision))
+
+
+def _train(trainer: Trainer) -> dict[str, Any]:
+    watch = Watch()
+    trainer.events.add(watch)
+    if trainer.runtime.sharding == "fsdp":
+        assert_sharded(trainer.whole)
+        for teacher in trainer.setup.teachers.values():
+            assert_sharded(teacher.module)  # type: ignore[arg-type]
+    counted: list[int] = []
+    original = trainer.method.count
+
+    def count(batch: Batch) -> dict[str, int | Tensor]:
+        found = original(batch)
+        counted.append(int(found["rows"]))
+        return found
+
+    trainer.method.count = count  # type: ignore[method-assign]
+    trainer.fit()
+    weights = {name: whole(value.detach()).clone() for name, value in trainer.parameters.items()}
+    average = (
+        {name: whole(value).clone() for name, value in trainer.ema.state_dict().items()}
+        if trainer.ema
+        else {}
+    )
+    return {
+        "losses": watch.steps,
+        "counted": counted,
+        "metrics": trainer.progress.metrics,
+        "best": trainer.progress.best_step,
+        "weights": weights,
+        "average": average,
+        "buffers": {name: value.clone() for name, value in trainer.method.named_buffers()},
+    }
+
+
+def assert_sharded(module: nn.Module) -> None:
+    for name, parameter in module.named_parameters():
+        assert isinstance(parameter, DTensor), f"{name} is not sharded"
+
+
+def failure(sharding: str) -> str:
+    """What a run says whose second step has a row with NaN, whichever rank has it."""
+    trainer = make("kd", sharding)
+    source: Any = trainer.source
+    spoilt = int(trainer.sampler.order(0)[-1])
+    source.inputs[spoilt] = torch.nan
+    before = {name: whole(value.detach()).clone() for name, value in trainer.parameters.items()}
+    trainer.run(1)
+    after = {name: whole(value.detach()).clone() for name, value in trainer.parameters.items()}
+    assert any(not torch.equal(value, before[name]) for name, value in after.items())
+    try:
+        trainer.run()
+    except NonFiniteError as error:
+        assert all(
+            torch.equal(whole(value.detach()), after[name]) for name, value in trainer.parameters.items()
+        )
+        return str(error).replace(f"rows {spoilt}", "the row")
+    return "it went on"
+
+
+def assert_same(alone: dict[str, Any], found: dict[str, Any], tolerance: float = 1e-6) -> None:
+    """Losses, norms and metrics to the tolerance, relative above 1; weights and buffers close."""
+    assert len(alone["losses"]) == len(found["losses"]) > 0
+    for step, (left, right) in enumerate(zip(alone["losses"], found["losses"], strict=True)):
+        assert right == _near(left, tolerance), f"step {step}"
+    assert found["metrics"] == _near(alone["metrics"], tolerance)
+    assert found["best"] == alone["best"]
+    for kind in ("weights", "average", "buffers"):
+        torch.testing.assert_close(found[kind], alone[kind], rtol=tolerance, atol=tolerance)
+
+
+def _near(values: dict[str, float], tolerance: float) -> Any:
+    return pytest.approx(values, rel=tolerance, abs=tolerance)
