@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -78,6 +79,60 @@ def _uskd(draw: Draw, rows: int, classes: int) -> Pair:
     )
 
 
+def _mcmi(draw: Draw, rows: int, classes: int) -> Pair:
+    logits, target = draw.leaf(rows, classes, scale=3), draw.ids(rows, classes)
+    centroids = draw.normal(classes, classes).softmax(1)
+    return Pair(
+        lambda: functional.mcmi_loss(logits, target, centroids).loss,
+        lambda: official.mcmi(logits, target, centroids),
+        [logits],
+    )
+
+
+def _tgeo_kd(draw: Draw, rows: int, classes: int) -> Pair:
+    student, teacher = draw.leaf(rows, classes, scale=3), draw.normal(rows, classes, scale=3)
+    target, mean = draw.ids(rows, classes), draw.normal(rows, classes).softmax(1)
+    widths = (9 * classes, 32, 16, 1)
+    layers = [
+        (draw.normal(wide, narrow, scale=narrow**-0.5), draw.normal(wide))
+        for narrow, wide in pairwise(widths)
+    ]
+
+    def ours() -> Tensor:
+        state = functional.tgeo_state(
+            student.detach().softmax(1), teacher.softmax(1), target, mean, edges="squared"
+        )
+        ratio = functional.tgeo_fusion_ratio(state, layers)
+        total: Tensor = functional.tgeo_kd_loss(student, teacher, target, ratio).total
+        return total
+
+    return Pair(ours, lambda: official.tgeo_kd(student, teacher, target, mean, layers), [student])
+
+
+def _mixstd(draw: Draw, rows: int, classes: int) -> Pair:
+    student, teacher = draw.leaf(rows, classes, scale=3), draw.normal(rows, classes, scale=3)
+    target = draw.normal(rows, classes, scale=3).softmax(1)
+    return Pair(
+        lambda: functional.mixstd_loss(student, teacher, target).total,
+        lambda: official.mixstd(student, teacher, target),
+        [student],
+    )
+
+
+def _trg(draw: Draw) -> Pair:
+    """A batch of 64 images with 4 of 16 tokens each; both models' tokens have the teacher's width."""
+    student, teacher = draw.leaf(256, 512), draw.normal(256, 512)
+    images, others = draw.leaf(64, 16, 256), draw.normal(64, 16, 512)
+
+    def ours() -> Tensor:
+        local = functional.trg_local_loss(student, teacher)
+        contrast = functional.trg_global_loss(student, teacher, 0.1)
+        total: Tensor = local + contrast + functional.trg_contextual_loss(images, others)
+        return total
+
+    return Pair(ours, lambda: official.trg(student, teacher, images, others), [student, images])
+
+
 def _ofakd(draw: Draw) -> Pair:
     student, *exits = [draw.leaf(64, 100, scale=3) for _ in range(5)]
     teacher, target = draw.normal(64, 100, scale=3), draw.ids(64, 100)
@@ -118,6 +173,16 @@ def _vid(draw: Draw) -> Pair:
     )
 
 
+def _nd(draw: Draw) -> Pair:
+    student, teacher, means = draw.leaf(64, 512), draw.normal(64, 512), draw.normal(100, 512)
+    target = draw.ids(64, 100)
+    return Pair(
+        lambda: functional.nd_loss(student, teacher, means, target),
+        lambda: official.nd(student, teacher, means, target),
+        [student],
+    )
+
+
 def _crd(draw: Draw, rows: int = 50_000, negatives: int = 4096, batch: int = 64, width: int = 128) -> Pair:
     student, teacher = (draw.unit(batch, width).requires_grad_() for _ in range(2))
     memories = (draw.unit(rows, width), draw.unit(rows, width))
@@ -128,6 +193,27 @@ def _crd(draw: Draw, rows: int = 50_000, negatives: int = 4096, batch: int = 64,
         lambda: functional.crd_loss(student, teacher, *memories, index, contrast).loss,
         lambda: official.crd(student, teacher, kept, index, contrast),
         [student, teacher],
+    )
+
+
+def _dmae_reconstruction(draw: Draw) -> Pair:
+    """ViT-B's patches of 224×224 pixels, three quarters of them masked."""
+    prediction, patches = draw.leaf(32, 196, 768), draw.normal(32, 196, 768)
+    mask = functional.mask_indices(draw.normal(32, 196), 0.75).mask.to(draw.dtype)  # a float, as theirs is
+    return Pair(
+        lambda: functional.masked_reconstruction_loss(prediction, patches, mask, norm_pix=True),
+        lambda: official.dmae_reconstruction(prediction, patches, mask),
+        [prediction],
+    )
+
+
+def _dmae_align(draw: Draw) -> Pair:
+    student, weight, bias = draw.leaf(32, 50, 768), draw.leaf(1024, 768, scale=0.03), draw.leaf(1024)
+    teacher = draw.normal(32, 50, 1024)
+    return Pair(
+        lambda: functional.dmae_align_loss(student, teacher, weight=weight, bias=bias),
+        lambda: official.dmae_align(student, teacher, weight, bias),
+        [student, weight, bias],
     )
 
 
@@ -142,6 +228,16 @@ _OF_LOGITS: dict[str, SizedMake] = {
     "nkd": _logits(functional.nkd_loss, official.nkd, labelled=True),
     "ofa": _logits(partial(functional.ofa_loss, gamma=1.5), partial(official.ofa, gamma=1.5), labelled=True),
     "uskd": _uskd,
+    "bdkd": _logits(
+        lambda student, teacher: functional.bdkd_student_loss(student, teacher).total,
+        official.bdkd,
+        labelled=False,
+    ),
+    "binary_kl": _logits(functional.binary_kl_loss, official.binary_kl, labelled=False),
+    "binary_kl_norm": _logits(functional.binary_kl_norm_loss, official.binary_kl_norm, labelled=False),
+    "mcmi": _mcmi,
+    "tgeo_kd": _tgeo_kd,
+    "mixstd": _mixstd,
 }
 
 CASES: dict[str, Make] = {
@@ -159,6 +255,10 @@ CASES: dict[str, Make] = {
     "pkt.pooled": _features(functional.pkt_loss, official.pkt, _POOLED, 64, 512),
     "rkd.pooled": _features(functional.rkd_loss, official.rkd, _POOLED, 64, 512),
     "crd.50000x4096": _crd,
+    "dmae.reconstruction": _dmae_reconstruction,
+    "dmae.align": _dmae_align,
+    "nd.pooled": _nd,
+    "trg.256-tokens": _trg,
 }
 
 

@@ -109,6 +109,36 @@ def ofakd(student: Tensor, exits: Sequence[Tensor], teacher: Tensor, target: Ten
     return whole
 
 
+def mcmi(student: Tensor, target: Tensor, centroids: Tensor, weight: float = 0.15) -> Tensor:
+    probabilities = F.softmax(student, dim=1)
+    cmi = F.kl_div(centroids[target].log(), probabilities, reduction="batchmean")
+    return F.cross_entropy(student, target) - weight * cmi
+
+
+def tgeo_kd(
+    student: Tensor,
+    teacher: Tensor,
+    target: Tensor,
+    mean: Tensor,
+    layers: Sequence[tuple[Tensor, Tensor]],
+    temperature: float = 4.0,
+) -> Tensor:
+    """The authors' state and network; cross-entropy of logits, as their paper has it."""
+    with torch.no_grad():
+        ours, theirs = student.softmax(1), teacher.softmax(1)
+        truth = F.one_hot(target, student.shape[1]).to(student)
+        edges = [(mean - ours) ** 2, (truth - ours) ** 2, (theirs - ours) ** 2]
+        edges += [(theirs - truth) ** 2, (mean - truth) ** 2]
+        hidden = torch.cat([ours, theirs, truth, mean, *edges], dim=1)
+        for weight, bias in layers[:-1]:
+            hidden = F.leaky_relu(F.linear(hidden, weight, bias))
+        ratio = torch.sigmoid(F.linear(hidden, *layers[-1]))[:, 0]
+    log_student = F.log_softmax(student / temperature, dim=1)
+    kd = F.kl_div(log_student, F.softmax(teacher / temperature, dim=1), reduction="none").sum(1)
+    label = F.cross_entropy(student, target, reduction="none")
+    return (ratio * temperature**2 * kd + (1 - ratio) * label).mean()
+
+
 def wa(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
     log_student = torch.log_softmax(student[:, : teacher.shape[1]] / temperature, dim=1)
     return -(torch.softmax(teacher / temperature, dim=1) * log_student).sum(1).mean()
@@ -177,6 +207,43 @@ def hcl(student: Tensor, teacher: Tensor) -> Tensor:
     return loss / total
 
 
+def bdkd(student: Tensor, teacher: Tensor, delta: float = 2.0) -> Tensor:
+    """No code of the authors' is public: the card's equations, one after the other."""
+    log_student, log_teacher = F.log_softmax(student, dim=1), F.log_softmax(teacher, dim=1)
+    ours, theirs = log_student.exp(), log_teacher.exp()
+    forward = (theirs * (log_teacher - log_student)).sum(1)
+    reverse = (ours * (log_student - log_teacher)).sum(1)
+    gap = ((ours * log_student).sum(1) - (theirs * log_teacher).sum(1)).detach()
+    to_forward = torch.where(gap > 0, delta, torch.ones_like(gap))
+    to_reverse = torch.where(gap > 0, torch.ones_like(gap), delta)
+    return (to_forward * forward + to_reverse * reverse).mean()
+
+
+def binary_kl(student: Tensor, teacher: Tensor, temperature: float = 2.0, eps: float = 1e-8) -> Tensor:
+    ours = (student / temperature).sigmoid().clamp(eps, 1 - eps)
+    theirs = (teacher / temperature).sigmoid().clamp(eps, 1 - eps)
+    return _binary(theirs, ours) * temperature**2
+
+
+def binary_kl_norm(student: Tensor, teacher: Tensor, temperature: float = 2.0, eps: float = 1e-8) -> Tensor:
+    ours = ((student - teacher) / temperature).sigmoid().clamp(eps, 1 - eps)
+    return _binary(torch.full_like(ours, 0.5), ours) * temperature**2
+
+
+def _binary(target: Tensor, found: Tensor) -> Tensor:
+    divergence = target * (target / found).log() + (1 - target) * ((1 - target) / (1 - found)).log()
+    return divergence.sum(1).mean()
+
+
+def nd(student: Tensor, teacher: Tensor, means: Tensor, target: Tensor) -> Tensor:
+    """The authors' loop over rows, as one operation for all of them."""
+    means = means[target]
+    direction = means / means.norm(dim=1, keepdim=True)
+    longest = torch.maximum(student.norm(dim=1), teacher.norm(dim=1))
+    loss: Tensor = (1 - (student * direction).sum(1) / longest).mean()
+    return loss
+
+
 def crd(
     student: Tensor,
     teacher: Tensor,
@@ -204,3 +271,43 @@ def crd(
             moved = memory.index_select(0, index) * 0.5 + embedding * 0.5
             memory.index_copy_(0, index, moved / moved.pow(2).sum(1, keepdim=True).sqrt())
     return loss
+
+
+def mixstd(
+    student: Tensor, teacher: Tensor, target: Tensor, gamma: float = 0.1, alpha: float = 0.9
+) -> Tensor:
+    ours = F.log_softmax(student / student.std(dim=1, keepdim=True), dim=1)
+    theirs = F.softmax(teacher / teacher.std(dim=1, keepdim=True), dim=1)
+    label = -(target * ours).sum(1).mean()
+    return gamma * label + alpha * F.kl_div(ours, theirs, reduction="batchmean")
+
+
+def trg(student: Tensor, teacher: Tensor, images: Tensor, others: Tensor, k: int = 8) -> Tensor:
+    def graph(tokens: Tensor) -> Tensor:
+        tokens = F.normalize(tokens, dim=1)
+        distances = torch.cdist(tokens, tokens).square()
+        far = distances.detach() + 1e9 * torch.eye(len(tokens), dtype=tokens.dtype, device=tokens.device)
+        near = torch.zeros_like(far).scatter_(0, far.topk(k, dim=0, largest=False).indices, 1)
+        return torch.exp(-distances / 2) * near
+
+    def context(tokens: Tensor) -> Tensor:
+        return torch.softmax(torch.bmm(tokens, tokens.transpose(1, 2)) / tokens.shape[2] ** 0.5, dim=2)
+
+    local = F.kl_div(
+        F.log_softmax(graph(student), dim=1), F.softmax(graph(teacher), dim=1), reduction="batchmean"
+    )
+    cosines = F.normalize(student, dim=1) @ F.normalize(teacher, dim=1).T
+    contrast = -torch.log_softmax(cosines / 0.1, dim=1).diagonal().mean()
+    return local + contrast + (context(others) - context(images)).square().mean()
+
+
+def dmae_reconstruction(prediction: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
+    mean, variance = patches.mean(dim=-1, keepdim=True), patches.var(dim=-1, keepdim=True)
+    target = (patches - mean) / (variance + 1e-6) ** 0.5
+    errors = ((prediction - target) ** 2).mean(dim=-1)
+    return (errors * mask).sum() / mask.sum()
+
+
+def dmae_align(student: Tensor, teacher: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    ours = F.normalize(F.linear(student, weight, bias), dim=-1)
+    return (ours - F.normalize(teacher, dim=-1)).abs().mean()

@@ -15,8 +15,10 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
-from tutelage.engine.types import Batch
+from tutelage.engine.needs import Offers
+from tutelage.engine.types import Batch, Outputs
 from tutelage.recipe.schema import OptimizerConfig, ScheduleConfig, TrainConfig
+from tutelage.teachers.store import MissingRowsError
 
 
 class Rows:
@@ -103,6 +105,25 @@ def train_config(**changes: Any) -> TrainConfig:
     if values.get("epochs"):
         values.pop("steps")
     return TrainConfig(**values)
+
+
+class KeptRows:
+    """What `StoredTeacher` asks of a store, in memory: a teacher's answers to the rows of one batch, as view 0."""
+
+    def __init__(self, teacher: Any, batch: Batch, taps: tuple[str, ...] = ()) -> None:
+        self.spec, self.index = teacher.spec, batch.index
+        self.offers = Offers(live=False, input_gradient=False, trainable=False, taps=bool(taps))
+        self.outputs = teacher.outputs(batch, taps)
+
+    def read(self, index: Tensor, view: Tensor, taps: tuple[str, ...] = ()) -> Outputs:
+        assert self.index is not None
+        found = index[:, None] == self.index
+        missing = ~found.any(1) | (view != 0)
+        if missing.any():
+            raise MissingRowsError(f"{int(missing.sum())} rows were never stored")
+        places = found.int().argmax(1)
+        features = {tap: self.outputs.features[tap][places] for tap in taps}
+        return Outputs(self.outputs.logits[places], features=features)
 
 
 class Losses:

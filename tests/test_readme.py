@@ -145,3 +145,31 @@ def test_recipes_that_the_documents_name_ship(repository: Path) -> None:
 def test_the_citation_can_be_read(repository: Path) -> None:
     citation = yaml.safe_load((repository / "CITATION.cff").read_text())
     assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+
+
+def promises(repository: Path) -> list[tuple[str, list[str]]]:
+    """Each promise, and what it says that holds it."""
+    text = (repository / "README.md").read_text().split("## What we promise")[1].split("\n## ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
+    return [(promise, re.findall(r"`([^`]+)`", held)) for promise, held in rows]
+
+
+def test_every_promise_is_held_by_something_that_is_there(repository: Path) -> None:
+    sys.path.insert(0, str(repository))
+    try:
+        from benchmarks.registry import BENCHMARKS, chosen
+    finally:
+        sys.path.remove(str(repository))
+    targets = re.findall(r"^([a-z-]+):", (repository / "Makefile").read_text(), re.MULTILINE)
+    found = promises(repository)
+    assert len(found) > 20
+    for promise, holders in found:
+        assert holders, promise
+        for name in holders:
+            file, _, test = name.partition("::")
+            if file.startswith("tests/"):
+                assert (f"def {test}(" if test else "test_") in (repository / file).read_text(), name
+            elif file.startswith("make "):
+                assert file.removeprefix("make ") in targets
+            else:
+                assert chosen(BENCHMARKS, file)

@@ -217,3 +217,23 @@ def test_the_default_map_between_a_vit_and_a_resnet() -> None:
     blocks = [int(theirs.rpartition(".")[2]) for _, theirs in pairs]
     assert blocks == sorted(set(blocks))
     assert blocks[-1] == 11
+
+
+def test_a_model_that_another_one_holds_keeps_its_stages() -> None:
+    class Holder(nn.Module):
+        def __init__(self, model: nn.Module) -> None:
+            super().__init__()
+            self.held = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.held(x)
+
+    import timm
+
+    inputs = torch.rand(2, 3, 32, 32)
+    for name, options in (("vit_tiny_patch16_224", {"img_size": 32, "depth": 3}), ("resnet18", {})):
+        model = timm.create_model(name, num_classes=CLASSES, **options)
+        found = ModelSpec.of("held", Holder(model), inputs)
+        assert found.stages() == tuple(
+            f"held.{path}" for path in ModelSpec.of("bare", model, inputs).stages()
+        )

@@ -23,6 +23,7 @@ class FakeStep:
     def __init__(self, step: int = 0, epoch: int = 0, batch: Batch | None = None, seed: int = 0) -> None:
         self.step, self.epoch, self.batch = step, epoch, batch
         self.seed = seed
+        self.generator = torch.Generator().manual_seed(seed)
 
     def label_loss(self, outputs: Outputs, batch: Batch) -> Term:
         rows = slice(None) if batch.mask is None else batch.mask.bool()

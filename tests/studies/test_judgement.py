@@ -60,6 +60,23 @@ def test_verdict_and_the_cards_own_condition(
     assert entry["cost"] == {"seconds": 30.0, "seconds_by_arm": {"a": 10.0, "b": 10.0, "c": 10.0}, "runs": 15}
 
 
+def test_a_gain_that_grows() -> None:
+    """The verdict is on (a - b) - (c - d), seed by seed."""
+    arms = {name: Arm("kd") for name in "abcd"}
+    study = make_study(arms=arms, beyond=("c", "d"), secondary=())
+    less = [base + (up - base) / 4 for base, up in zip(BASE, UP, strict=True)]
+    entry = judge(study, make_outcomes(a=UP, b=BASE, c=less, d=BASE))
+    gains = [3 / 4 * (up - base) for base, up in zip(BASE, UP, strict=True)]
+    assert entry["paired_differences"] == pytest.approx(gains)
+    assert entry["beyond"] == ["c", "d"]
+    assert entry["verdict"] == "holds"
+    missing = judge(study, make_outcomes(a=UP, b=BASE, c=less))
+    assert missing["verdict"] == "incomplete"
+    assert "d, seed 0: 0 of 1 trials were run" in missing["reason"]
+    with pytest.raises(ValueError, match="no arm named 'e'"):
+        make_study(arms=arms, beyond=("c", "e"), secondary=())
+
+
 def test_lower_is_better() -> None:
     entry = judge(make_study(metric="loss", higher_is_better=False), make_outcomes(a=UP, b=BASE, c=MIXED))
     assert entry["verdict"] == "holds"

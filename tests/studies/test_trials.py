@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,16 @@ def test_outcomes_hold_what_the_runs_gave(asked: dict[Path, Recipe], tmp_path: P
     assert outcome == trials.Outcome("none", 4, 1, "done", None, {"accuracy": 0.1}, {"accuracy": 0.1}, 1.5)
 
 
+def test_further_figures_stand_beside_the_test_metrics(
+    asked: dict[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = replace(STUDY, measure=lambda result: {"tenfold": 10 * result["test"]["accuracy"]})
+    found = FoundStudy("kd", "baselines", study, Path(__file__))
+    monkeypatch.setattr(trials, "find_study", lambda name: found)
+    assert trials.run_trial("kd", "none", 0, 1, tmp_path)["test"] == {"accuracy": 0.1, "tenfold": 1.0}
+    assert set(trials.run_trial("kd", "teacher", 0, 0, tmp_path)["test"]) == {"accuracy"}
+
+
 def test_without_its_teacher_a_seed_fails(
     asked: dict[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,3 +131,25 @@ def test_a_metric_that_is_not_finite_fails_the_trial(
     outcome = trials.run_trial("kd", "none", 0, 0, tmp_path)
     assert outcome["status"] == "failed"
     assert "accuracy is nan" in outcome["error"]
+
+
+def test_an_arm_may_have_a_teacher_of_its_own(
+    asked: dict[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained once for all arms and trials that name the same one."""
+    other = {"train.optimizer.lr": 0.3}
+    arms = {"kd": Arm("kd"), "a": Arm("kd", teacher=other), "b": Arm("nkd", teacher=other)}
+    study = replace(STUDY, arms=arms, primary=("kd", "a"))
+    found = FoundStudy("kd", "baselines", study, Path(__file__))
+    monkeypatch.setattr(trials, "find_study", lambda name: found)
+    outcomes = trials.run_study(found, tmp_path, jobs=1, progress=False)
+    teachers = {place: recipe.train.optimizer.lr for place, recipe in asked.items() if recipe.teacher is None}
+    assert sorted(teachers.values()) == [0.05] * 5 + [0.3] * 5
+    rates = {
+        recipe.method[0].name: {teachers[Path(str(recipe.teacher.run))]}  # type: ignore[union-attr]
+        for recipe in asked.values()
+        if recipe.teacher is not None
+    }
+    assert rates["nkd"] == {0.3}
+    assert len(asked) == 10 + 15
+    assert {o.trial for o in outcomes if o.arm == "teacher"} == {0, 1}

@@ -234,7 +234,7 @@ def test_names_of_metrics():
     with pytest.raises(ValueError, match=r"no metric 'acurracy'; allowed: accuracy.*did you mean 'accuracy'"):
         build_task("classification", 5).metrics(["acurracy"])
     for name in TASKS:
-        assert set(build_task(name, 9).default_metrics) == set(build_task(name, 9).higher_is_better)
+        assert set(build_task(name, 9).known_metrics) == set(build_task(name, 9).higher_is_better)
 
 
 def test_build_task_errors():
@@ -311,3 +311,13 @@ def test_check_compares_the_width_of_logits():
 def test_a_loss_without_target_says_where_it_comes_from():
     with pytest.raises(ValueError, match=r"needs a target.*data\.target"):
         loss(build_task("classification", WIDTH), draw(ROWS, WIDTH), batch(target=None))
+
+
+def test_balanced_accuracy_is_the_mean_of_the_classes_own() -> None:
+    task = build_task("classification", 3)
+    assert "balanced_accuracy" not in task.metrics()
+    metric = task.metrics(["balanced_accuracy"])["balanced_accuracy"]
+    logits = torch.eye(3)[[0, 0, 0, 1, 1, 2]]
+    batch = Batch(logits, target=torch.tensor([0, 0, 1, 0, 1, 0]), mask=torch.tensor([1, 1, 1, 1, 1, 0]))
+    metric.update(Outputs(logits), batch)
+    assert metric.compute() == pytest.approx((2 / 3 + 1 / 2) / 2)  # class 2 has no row

@@ -64,6 +64,16 @@ def losses(recipe: dict[str, Any]) -> list[float]:
     return found
 
 
+def test_it_has_the_fingerprint_of_the_model_behind_it(tmp_path: Path) -> None:
+    """So a method that keeps what it found of a teacher (nd) may go on from either."""
+    stores.make(tmp_path / "store")
+    found = [
+        assemble(load_recipe(stores.recipe(teacher=teacher))).teachers["teacher"].spec.fingerprint()
+        for teacher in (stores.TEACHER, {"store": str(tmp_path / "store")})
+    ]
+    assert found[0] == found[1] is not None
+
+
 def test_there_is_something_to_hold() -> None:
     assert len(NAMES) > 10
     assert min(map(len, TOGETHER)) > 1

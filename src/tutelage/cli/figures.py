@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-SHARES = {"accuracy", "top5", "agreement", "calibration_error"}
+SHARES = {"accuracy", "balanced_accuracy", "top5", "agreement", "calibration_error"}
 """Metrics between 0 and 1, shown in percent."""
 
 

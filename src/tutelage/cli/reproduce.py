@@ -14,11 +14,11 @@ from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table, 
 
 
 def reproduce(
-    name: Annotated[
-        str | None,
+    methods: Annotated[
+        list[str] | None,
         typer.Argument(
-            metavar="METHOD",
-            help="A method that has a study.",
+            metavar="METHOD…",
+            help="Methods that have a study.",
             autocompletion=method_names,
             show_default=False,
         ),
@@ -37,20 +37,22 @@ def reproduce(
 
     \b
     Examples
-      tutelage reproduce nkd
+      tutelage reproduce nkd uskd
       tutelage reproduce --all
     """
-    if (name is None) == (not everything):
-        raise typer.BadParameter("give one method's name, or --all", param_hint="METHOD")
+    if bool(methods) == everything:
+        raise typer.BadParameter("give names of methods, or --all", param_hint="METHOD")
     from tutelage.studies.ledger import LEDGER
     from tutelage.studies.ledger import reproduce as put_to_the_test
-    from tutelage.studies.registry import study_names
+    from tutelage.studies.registry import find_study, study_names
 
     with kept_for_json(as_json):
-        names = [name] if name is not None else study_names()
+        names = list(dict.fromkeys(methods or study_names()))
+        for name in names:
+            find_study(name)  # one that is not there is said before the others take their minutes
         entries = [put_to_the_test(each, folder=folder, progress=not no_progress) for each in names]
     if as_json:
-        print_json(entries if everything else entries[0])
+        print_json(entries if everything or len(entries) > 1 else entries[0])
     else:
         columns = ["method", "verdict", "arms", "difference [95 %]", "seeds", "claim"]
         print_table(columns, [_row(entry) for entry in entries])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -95,10 +96,15 @@ def print_result(folder: Path, result: dict[str, Any]) -> None:
     title = f"{result.get('name')}: {split} metrics after {figures.duration(result.get('train_seconds'))} of training"
     print_table(columns, rows, title=title, right=columns[2:])
     for name, table in (result.get("tables") or {}).items():
-        print_table(table["columns"], [list(map(_short, row)) for row in table["rows"]], title=name)
+        rows = [[_picture_or(_short, value) for value in row] for row in table["rows"]]
+        print_table(table["columns"], rows, title=name)
     report = folder / "report.html"
     say(f"student  {folder / 'student'}")
     say(f"report   {report}" if report.exists() else f"folder   {folder}")
+
+
+def _picture_or(write: Callable[[Any], str], value: Any) -> str:
+    return "in the report" if isinstance(value, str) and value.startswith("data:image/") else write(value)
 
 
 def _print_plan(plan: dict[str, Any]) -> None:

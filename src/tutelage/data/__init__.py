@@ -1,5 +1,6 @@
 """Rows: from the hub, local files, memory or any torch dataset, as sources that the engine reads."""
 
+from tutelage.data.label_noise import WrongLabels
 from tutelage.data.opening import Data, DataInfo, describe_rows, open_data
 from tutelage.data.source import (
     ArraySource,
@@ -24,6 +25,7 @@ __all__ = [
     "SubsetSource",
     "TensorSource",
     "TorchSource",
+    "WrongLabels",
     "describe_rows",
     "open_data",
     "row_ids",

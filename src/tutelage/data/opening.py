@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from tutelage.data.digits import Digits
+from tutelage.data.imbalance import long_tailed
+from tutelage.data.label_noise import WrongLabels
 from tutelage.data.origin import Origin, Reading
 from tutelage.data.source import DataError, NoisySource, RowSource, digest
 from tutelage.data.splits import Rows, choose_rows
@@ -79,6 +81,10 @@ def open_data(config: DataConfig, task: str) -> Data:
     chosen = choose_rows(config, origin.sizes).parts()
     reading = origin.read([rows.split for rows in chosen.values()], config.train)
     sources = {part: _source(reading, rows, config) for part, rows in chosen.items()}
+    if config.label_noise:
+        sources["train"] = _wrong_labels(sources["train"], reading.outputs, chosen["train"], config, task)
+    if config.imbalance is not None:
+        sources["train"] = long_tailed(sources["train"], config.imbalance, reading.outputs, config.seed)
     return Data(
         train=sources["train"],
         validation=sources.get("validation"),
@@ -93,6 +99,19 @@ def _source(reading: Reading, rows: Rows, config: DataConfig) -> RowSource:
     if config.noise == 0:
         return source
     return NoisySource(source, config.noise, scale=reading.scale, seed=config.seed, split=rows.split)
+
+
+def _wrong_labels(source: RowSource, classes: int, rows: Rows, config: DataConfig, task: str) -> RowSource:
+    if task != "classification":
+        raise DataError(f"data.label_noise replaces one class by another; the task is {task}: leave it out")
+    return WrongLabels(
+        source,
+        config.label_noise,
+        classes,
+        among=config.label_noise_classes,
+        seed=config.seed,
+        split=rows.split,
+    )
 
 
 def describe_rows(source: Source, outputs: int, class_names: tuple[str, ...] | None = None) -> DataInfo:

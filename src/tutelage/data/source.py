@@ -233,7 +233,7 @@ def targets(source: Source) -> Tensor:
     Raises:
         DataError: rows without a target.
     """
-    known = source.target if isinstance(source, RowSource) else None
+    known: Tensor | None = getattr(source, "target", None)
     return _fetched(source, "target") if known is None else known
 
 
@@ -243,7 +243,7 @@ def row_ids(source: Source) -> Tensor:
     Raises:
         DataError: rows without an id.
     """
-    known = source.ids if isinstance(source, RowSource) else None
+    known: Tensor | None = getattr(source, "ids", None)
     return _fetched(source, "index") if known is None else known
 
 

@@ -80,7 +80,12 @@ def choose_rows(config: DataConfig, sizes: Mapping[str, int]) -> Chosen:
 
 def permutation(rows: int, seed: int, split: str) -> Ids:
     """A random order of rows, the same on every machine and version: each row is sorted by a number of its own."""
-    ids = np.arange(rows)
+    return positions_in_order(np.arange(rows), seed, split)
+
+
+def positions_in_order(ids: Ids, seed: int, split: str) -> Ids:
+    """Positions of some rows of a split in the order in which `choose_rows` takes them: the first are those that a
+    ``limit`` would keep."""
     words = Counter(ids, np.zeros_like(ids), seed, salt(split), stream=1).words(1)
     return np.argsort(words[:, 0], kind="stable")
 

@@ -128,11 +128,17 @@ class Combined(Method):
         return student
 
     def tables(self) -> dict[str, Table]:
-        tables: dict[str, Table] = {}
-        for title, method in zip(self.titles, self.methods, strict=True):
-            for name, table in method.tables().items():
-                tables[name if name not in tables else f"{title}.{name}"] = table
-        return tables
+        return self._named([method.tables() for method in self.methods])
+
+    def measure(self, ctx: Step) -> dict[str, Table]:
+        return self._named([method.measure(ctx) for method in self.methods])
+
+    def _named(self, found: Sequence[Mapping[str, Table]]) -> dict[str, Table]:
+        named: dict[str, Table] = {}
+        for title, tables in zip(self.titles, found, strict=True):
+            for name, table in tables.items():
+                named[name if name not in named else f"{title}.{name}"] = table
+        return named
 
 
 def merged(needs: Sequence[Needs]) -> Needs:
@@ -213,7 +219,8 @@ def _titles(names: Sequence[str]) -> list[str]:
 
 
 def _overrides(method: Method, hook: str) -> bool:
-    return getattr(type(method), hook) is not getattr(Method, hook)
+    # An option may give an instance a hook that its class leaves out.
+    return hook in vars(method) or getattr(type(method), hook) is not getattr(Method, hook)
 
 
 def _counts_itself(method: Method) -> bool:

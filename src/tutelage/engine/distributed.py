@@ -41,6 +41,18 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return total
 
 
+def gather_uneven(tensor: Tensor) -> Tensor:
+    """Rows of all ranks along the first axis, in rank order, where ranks may bring different numbers of them, or none.
+    Without gradients."""
+    if world_size() == 1:
+        return tensor
+    counts = gather_rows(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+    padded = tensor.new_zeros(max(counts), *tensor.shape[1:])
+    padded[: len(tensor)] = tensor.detach()
+    parts = gather_rows(padded).split(max(counts))
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def mean_over_ranks(tensor: Tensor) -> Tensor:
     """Mean over ranks, differentiable."""
     return sum_over_ranks(tensor) / world_size() if world_size() > 1 else tensor
@@ -116,6 +128,19 @@ class AllRanksBatchNorm(_BatchNorm):
         momentum = self.momentum if self.momentum is not None else 1.0 / float(self.num_batches_tracked)
         self.running_mean.lerp_(mean, momentum)
         self.running_var.lerp_(variance * (count / (count - 1).clamp(min=1)), momentum)
+
+
+def check_batch_norm(rows: int, who: str) -> None:
+    """Refuse a micro-batch from which BatchNorm, in training, can take no statistics.
+
+    Raises:
+        ValueError: it holds one row, on one rank.
+    """
+    if rows * world_size() < 2:
+        raise ValueError(
+            f"{who} has a BatchNorm, which learns nothing from one row, and a micro-batch holds one; raise "
+            "train.batch_size or lower train.accumulate"
+        )
 
 
 def over_all_ranks(module: nn.Module) -> None:

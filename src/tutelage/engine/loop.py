@@ -23,6 +23,7 @@ from tutelage.engine.loading import Loader, Sampler, ShuffleSampler, Source, Str
 from tutelage.engine.method import Method
 from tutelage.engine.metrics import step_record
 from tutelage.engine.optim import build_optimizers
+from tutelage.engine.passes import TrainingRows
 from tutelage.engine.rng import derive_seed, preserved, seed_all, seeded
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.setup import wire
@@ -31,7 +32,7 @@ from tutelage.engine.state import restore, snapshot
 from tutelage.engine.step import Setup, Step, trained_names
 from tutelage.engine.taps import Tapped, outputs_of
 from tutelage.engine.teacher import Teacher
-from tutelage.engine.types import Batch, Outputs
+from tutelage.engine.types import Batch, Outputs, Table
 from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views
 from tutelage.recipe.schema import TrainConfig
@@ -122,6 +123,7 @@ class Trainer:
             seed=config.seed,
             total_steps=self.total_steps,
             steps_per_epoch=self.loader.steps_per_epoch,
+            data=TrainingRows(source, self.views, runtime, self.loader.batch_size),
             streams={name: self._stream(name, (loaders or {})[name]) for name in method.needs.loaders},
         )
         self._make_optimizers()
@@ -156,6 +158,7 @@ class Trainer:
             self.total_steps,
             student=self.student.model,
         )
+        self.setup.optimizers = self.optimizers
         find_unused = len(specs) > 1 or self.method.needs.dynamic
         ddp = self.runtime.sharding == "ddp"
         self.wrapped: nn.Module = replicate(self.whole, find_unused=find_unused) if ddp else self.whole
@@ -217,7 +220,7 @@ class Trainer:
     def _prepare_once(self) -> None:
         if not self.progress.prepared:
             seed_all(derive_seed(self.config.seed, "prepare"))
-            self.method.prepare(self.source, self.student, next(iter(self.setup.teachers.values()), None))
+            self.method.prepare(self.setup.data, self.student, next(iter(self.setup.teachers.values()), None))
             self.progress.prepared = True
 
     def _train_step(self, micro: list[Batch]) -> tuple[dict[str, Tensor], Tensor]:
@@ -333,8 +336,9 @@ class Trainer:
                     terms = self.whole(ctx)
             finally:
                 self._put_back(buffers)
-            if "student" in ctx.seen and len(ctx.batch) == len(ctx.seen["student"].logits):
-                self.task.check(ctx.batch, ctx.seen["student"])
+            seen = ctx.seen.get("student")
+            if seen is not None and seen.stored_logits is not None and len(ctx.batch) == len(seen.logits):
+                self.task.check(ctx.batch, seen)
             means = self.runtime.mean({name: term.mean.detach() for name, term in terms.items()})
             check_terms(means, 0, lambda: describe(ctx, means))
             return {name: float(mean) for name, mean in means.items()}
@@ -361,3 +365,10 @@ class Trainer:
         """What holds the teachers that are sharded, made whole on every rank: a collective call."""
         teachers: dict[str, Any] = {name: each.module for name, each in self.setup.teachers.items()}
         return {name: plan.filled(teachers[name]) for name, plan in self.wiring.teacher_plans.items()}
+
+    @torch.no_grad()
+    def tables(self) -> dict[str, Table]:
+        """The method's tables for the report, those measured on training rows included. Every rank must call."""
+        self.method.eval()
+        with preserved(), self.runtime.autocast():
+            return self.method.tables() | self.method.measure(Step(self.setup, self.example, self.step))

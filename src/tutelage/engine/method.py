@@ -79,7 +79,10 @@ class Method(nn.Module):
         """Make what the method trains, from the shapes that the specs give. ``example`` is two real rows."""
 
     def prepare(self, data: Any, student: nn.Module, teacher: Any) -> None:
-        """Passes over the data before step 0 (class means, scores). What it finds must be state: it runs once."""
+        """Passes over the data before step 0 (class means, scores). What it finds must be state: it runs once.
+
+        ``data`` is the run's `tutelage.engine.passes.TrainingRows`; ``teacher`` the first `Teacher`.
+        """
 
     def sampler(self, source: Any) -> Sampler | None:
         """Which rows, how often. None: every row once an epoch, shuffled."""
@@ -143,4 +146,12 @@ class Method(nn.Module):
 
     def tables(self) -> dict[str, Table]:
         """Rows for the report, by name, asked for once the student is trained. Default: none."""
+        return {}
+
+    def measure(self, ctx: Step) -> dict[str, Table]:
+        """Further tables, which take passes over the training rows (``ctx.data``) with the trained models.
+
+        Asked for after `tables`, without gradients and with the method in eval mode;
+        ``ctx.student(batch, taps, frozen=True)`` runs the student so.
+        """
         return {}

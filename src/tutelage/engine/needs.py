@@ -28,6 +28,8 @@ class Needs:
         couples_rows: the loss of a row depends on the other rows of its micro-batch: through the ``loss``, whose
             ``objective`` then sees the rows of all ranks (`Method.terms`), or through a ``norm`` of the method's own,
             whose statistics are taken over all ranks.
+        mixes_rows: rows get partners from among the rows of their micro-batch on this rank. So one process gives the
+            losses of several only where it cuts a step into as many parts as they do.
         sharding: launches that give the single process's losses.
         dynamic: which parameters get gradients changes between steps.
         tasks: tasks it is defined for.
@@ -45,6 +47,7 @@ class Needs:
     loaders: tuple[str, ...] = ()
     views: int = 1
     couples_rows: Literal["loss", "norm"] | None = None
+    mixes_rows: bool = False
     sharding: Literal["any", "ddp", "single"] = "any"
     dynamic: bool = False
     tasks: tuple[str, ...] = ("classification",)
@@ -65,6 +68,7 @@ class Needs:
             "input_gradient": "gradient through the teacher",
             "text": "text teacher",
             "split": "a student that can be split",
+            "mixes_rows": "mixes the rows of a batch",
             "couples_rows": "couples the rows of a batch",
         }
         words += [text for name, text in flags.items() if getattr(self, name)]

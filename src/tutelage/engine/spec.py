@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 from tutelage.engine.calling import TapError
@@ -30,6 +32,7 @@ class ModelSpec:
         infos: what can be tapped, in firing order.
         stage_paths: see `stages`.
         kept: taps that a store holds; none: all can be had.
+        weights: of a store, `fingerprint` of the model whose outputs it holds.
     """
 
     name: str
@@ -42,6 +45,7 @@ class ModelSpec:
     infos: tuple[TapInfo, ...] = field(default=(), repr=False)
     stage_paths: tuple[str, ...] = ()
     kept: tuple[str, ...] | None = None
+    weights: str | None = None
 
     @classmethod
     def of(
@@ -84,6 +88,19 @@ class ModelSpec:
                 f"{self.name}: no single layer gives its logits; name the tap of the pooled feature instead"
             )
         return self.head + INPUT
+
+    def fingerprint(self) -> str | None:
+        """sha256 of the model's state, with its names; of a store, that of the model behind it. None where there is
+        neither. Sharded weights must be whole: ask in `Method.build`."""
+        if self.weights is not None or self.module is None:
+            return self.weights
+        found = hashlib.sha256()
+        for name, value in self.module.state_dict().items():
+            if not isinstance(value, torch.Tensor):
+                continue
+            found.update(f"{name} {value.dtype} {list(value.shape)}".encode())
+            found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return found.hexdigest()
 
     def stages(self) -> tuple[str, ...]:
         """Paths of its stages, shallow to deep; see `tutelage.engine.structure.find_stages`."""

@@ -16,11 +16,14 @@ from tutelage.engine.distributed import gather_rows, mean_over_ranks
 from tutelage.engine.gathering import AllRows
 from tutelage.engine.loading import Stream
 from tutelage.engine.method import Method
+from tutelage.engine.optim import Optim
+from tutelage.engine.passes import TrainingRows
 from tutelage.engine.rng import derive_seed
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.taps import Tapped, outputs_of
 from tutelage.engine.teacher import Grad, Teacher
 from tutelage.engine.types import Batch, Outputs, Taps, Term, Terms
+from tutelage.engine.units import let_go, may_be_sharded
 
 Phase = Literal["transform", "step"]
 
@@ -38,7 +41,9 @@ class Setup:
     seed: int
     total_steps: int
     steps_per_epoch: int
+    data: TrainingRows
     streams: dict[str, Stream] = field(default_factory=dict)
+    optimizers: Mapping[str, Optim] = field(default_factory=dict)
 
 
 class Step:
@@ -48,12 +53,14 @@ class Step:
         batch: the micro-batch, on the device, views drawn.
         step, epoch: counted from 0; ``total_steps`` and ``steps_per_epoch`` say where the run ends.
         micro: number of the micro-batch among the step's, counted from 0; it has a part on every rank.
+        data: the training rows, for passes over the whole of them.
     """
 
     def __init__(self, setup: Setup, batch: Batch, step: int, micro: int = 0) -> None:
         self.setup, self.batch, self.step, self.micro = setup, batch, step, micro
         self.epoch = step // setup.steps_per_epoch
         self.total_steps, self.steps_per_epoch = setup.total_steps, setup.steps_per_epoch
+        self.data = setup.data
         self.seen: dict[str, Outputs] = {}
         """The last outputs of each model: what a message about a loss that is not finite looks at."""
         self._sees_all = setup.runtime.world == 1
@@ -132,6 +139,8 @@ class Step:
         else:
             with constant(module) if frozen else contextlib.nullcontext():
                 result = module(*arguments)
+            if frozen and may_be_sharded():
+                let_go(module)
         self.seen["student"] = outputs_of(result)
         return self.seen["student"]
 
@@ -175,6 +184,10 @@ class Step:
                 f"no loader {name!r}; this method's Needs.loaders names {sorted(self.setup.streams)}"
             )
         return self.setup.streams[name]
+
+    def learning_rate(self, name: str = "main") -> float:
+        """The rate at which one of the method's optimisers moved last, or will move first."""
+        return self.setup.optimizers[name].lr
 
     @torch.no_grad()
     def generate(self, who: str, prompts: dict[str, Tensor], options: Mapping[str, Any]) -> Tensor:

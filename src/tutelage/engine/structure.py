@@ -104,15 +104,23 @@ class _Tree:
         return self.weights[call.path] >= 2 and call.given is not None and len(call.given) >= 3
 
     def trunk(self) -> list[Call]:
-        """Descend while one block is the model's body: the only one, or the only one of its class with most layers."""
+        """Descend while one block is the model's body: the only one, or the only one of its class with most layers; and
+        into a model that another one only holds."""
         level = self.children(self.calls[""])
         while True:
             blocks = [call for call in level if self.is_block(call)]
-            body = self._body(blocks)
+            body = self._body(blocks) if blocks else self._held(level)
             inner = self.children(body) if body is not None else []
             if not inner:
                 return level
             level = inner
+
+    def _held(self, level: list[Call]) -> Call | None:
+        """The one member with weights, where blocks are directly below it: what it gives are logits, so it is none."""
+        weighted = [call for call in level if self.weights[call.path]]
+        if len(weighted) == 1 and any(map(self.is_block, self.children(weighted[0]))):
+            return weighted[0]
+        return None
 
     def _body(self, blocks: list[Call]) -> Call | None:
         if len(blocks) == 1:

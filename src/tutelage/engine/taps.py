@@ -114,6 +114,14 @@ class Tapped(nn.Module):
             raise ValueError(f"std must be above 0 for every channel; got {self.std.tolist()}")
         self._overwritten: dict[Any, frozenset[str]] = {}
 
+    @property
+    def normalisation(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
+        """Mean and std by channel (or one value for all), to hold another model in the same way."""
+        mean, std = (
+            None if part is None else tuple(part.flatten().tolist()) for part in (self.mean, self.std)
+        )
+        return mean, std
+
     def normalise(self, inputs: Inputs) -> Inputs:
         """``(inputs - mean) / std`` by channel.
 

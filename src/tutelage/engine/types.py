@@ -198,9 +198,18 @@ class Taps:
     teachers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Plot:
+    """A figure of a table: columns ``y`` over the column ``x``, as lines through the rows in their order."""
+
+    x: str
+    y: tuple[str, ...]
+
+
 @dataclass
 class Table:
-    """Rows for the report, with the names of their columns."""
+    """Rows for the report, with the names of their columns. A cell that is a PNG's data URI is shown as a picture."""
 
     columns: list[str]
     rows: list[list[Any]]
+    plots: tuple[Plot, ...] = ()

@@ -49,6 +49,16 @@ def close_units(model: nn.Module) -> None:
                 state._post_forward(module, (), None)
 
 
+def let_go(module: nn.Module) -> None:
+    """After a forward with other flags than training's (constant parameters): let go of the root's gathered weights,
+    which it keeps for a backward. Else the next forward would take them with the flags of this one, and a parameter
+    would silently get no gradient."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if isinstance(module, FSDPModule):
+        module.reshard()
+
+
 def _units_around(model: nn.Module, path: str) -> list[FSDPModule]:
     from torch.distributed.fsdp import FSDPModule
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Artifacts:
-    """What a procedure leaves: the student (none, where what it makes is no model), further models by name, metrics on
-    test data, tables for the report, and further folders of data."""
+    """What a procedure leaves: the student (none, where what it makes is no model), by name those of the recipe's
+    teachers that it trained, metrics on test data, tables for the report, and further folders of data."""
 
     student: nn.Module | None
     metrics: dict[str, float] = field(default_factory=dict)
@@ -44,6 +44,10 @@ class Procedure:
 
     def __init__(self, config: MethodConfig) -> None:
         self.config: Any = config
+
+    def check(self, run: Run) -> None:
+        """Raise what `run` would refuse, before anything is trained or written. ``run`` has no folder, and a teacher
+        that would be trained first has random weights. Default: nothing."""
 
     def run(self, run: Run) -> Artifacts:
         """The whole procedure."""

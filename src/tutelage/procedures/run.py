@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Batch, Outputs
 from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views
-from tutelage.recipe.schema import Recipe
+from tutelage.recipe.schema import Recipe, ViewConfig
 from tutelage.tasks import Task
 from tutelage.untrusted import FileError, file_name, read_object
 
@@ -94,14 +94,19 @@ class Run:
         teachers: Mapping[str, Teacher] | None = None,
         config: Mapping[str, Any] | None = None,
         validation: Validation | None = None,
+        views: Sequence[ViewConfig] | None = None,
+        normalised_as: Tapped | None = None,
         callbacks: Iterable[object] = (),
     ) -> Trainer:
         """A Trainer with a checkpoint folder of its own, gone on with where it stopped. ``config`` changes fields of
-        the recipe's ``train``; seeds differ by ``name``."""
+        the recipe's ``train``, ``views`` take the place of ``data.views``; seeds differ by ``name``. Inputs are
+        normalised for the recipe's student, or as those of ``normalised_as``."""
+        place = self.folder / "stages" / file_name(name, "the stage") if self.folder else None
         train = self.recipe.train
         changes = dict(config or {}) | {"seed": derive_seed(self.seed, name) % 2**31}
         train = type(train).model_validate(train.model_dump() | changes)
-        place = self.folder / "stages" / file_name(name, "the stage") if self.folder else None
+        mean, std = (self.mean, self.std) if normalised_as is None else normalised_as.normalisation
+        loaders = {"train": source} | ({"validation": self.data.validation} if self.data.validation else {})
         own: list[object] = [progress(name)] if self.show_progress and self.runtime.is_main else []
         if place and self.runtime.is_main:
             own.append(self._stack.enter_context(closing(MetricsLog(place, self.recipe.output.trackers))))
@@ -113,10 +118,11 @@ class Run:
             source,
             train,
             teachers=teachers,
-            views=Views.of(self.recipe.data, train.seed),
+            views=Views.of(self.recipe.data, train.seed) if views is None else Views(views, train.seed),
             workers=self.recipe.data.workers,
-            mean=self.mean,
-            std=self.std,
+            loaders=loaders,
+            mean=mean,
+            std=std,
             validation=validation,
             folder=place / "checkpoints" if place else None,
             callbacks=[*own, *self.callbacks, *callbacks],

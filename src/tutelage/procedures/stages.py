@@ -1,4 +1,5 @@
-"""What procedures of several stages share: relabelled rows, predictions over a source, models that pass weights on."""
+"""What procedures of several stages share: relabelled and few rows, predictions over a source, models that pass weights
+on."""
 
 from __future__ import annotations
 
@@ -61,6 +62,18 @@ def predictions(
 def rows_of(targets: Tensor, classes: range) -> list[int]:
     """Positions whose class lies in a range of ids."""
     return ((targets >= classes.start) & (targets < classes.stop)).nonzero().flatten().tolist()
+
+
+def share_of_each(labels: Tensor, share: float, generator: torch.Generator) -> list[int]:
+    """Positions of a random share of every class's rows, at least one of each, ascending: class ids ``labels``
+    ``[rows]``, ``share`` in (0, 1]. A larger share keeps the same rows and more."""
+    order = torch.randperm(len(labels), generator=generator)
+    order = order[labels[order].argsort(stable=True)]  # by class, at random within
+    counts = labels.bincount()
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[order]]
+    kept = (counts * share).round().clamp(min=1)[labels[order]]
+    chosen: list[int] = order[place < kept].sort().values.tolist()
+    return chosen
 
 
 def copy_weights(source: nn.Module, target: nn.Module, *, leave_out: str) -> None:

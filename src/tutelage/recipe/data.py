@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tutelage.recipe.config import Config
-from tutelage.recipe.parts import Positive, Rows, Share, Text, is_number
+from tutelage.recipe.parts import ClassId, Positive, Rows, Share, Text, is_number
 
 
 class ViewConfig(Config):
@@ -38,6 +38,16 @@ class ViewConfig(Config):
         return []
 
 
+class ImbalanceConfig(Config):
+    """Fewer training rows of some classes than of others, as in CIFAR-LT (Cui et al. 2019): the class at place c of C keeps
+    ``ratio^(-c / (C - 1))`` of the rows that the first may keep."""
+
+    ratio: float = Field(ge=1, le=10000, description="Rows of the first class to rows of the last.")
+    order: Literal["ids", "random"] = Field(
+        "ids", description="Places of the classes: by their ids, or drawn from `data.seed`."
+    )
+
+
 class DataConfig(Config):
     """Where rows come from and how they are split."""
 
@@ -63,12 +73,24 @@ class DataConfig(Config):
     limit: Rows | None = Field(
         None, description="Keep this many training rows (the first of a seeded permutation)."
     )
+    imbalance: ImbalanceConfig | None = Field(
+        None, description="Make the training rows long-tailed; held-out rows stay as they are."
+    )
     evaluation_limit: Rows | None = Field(None, description="Keep this many rows of each evaluation split.")
     noise: float = Field(
         0.0,
         ge=0,
         le=10,
         description="Standard deviation of fixed Gaussian noise on the inputs, in units of their range.",
+    )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of training rows whose class is replaced by another; held-out rows keep theirs.",
+    )
+    label_noise_classes: tuple[ClassId, ...] = Field(
+        (), description="Classes whose rows alone get another label, one of these; left out: all classes."
     )
     seed: int = Field(0, ge=0, description="Seed of splits, limits and noise.")
     views: tuple[ViewConfig, ...] = Field((), description="Random changes of training rows, in order.")
@@ -93,4 +115,8 @@ class DataConfig(Config):
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
         if values["image"] is not None and values["features"]:
             return ["give `image` or `features`, not both: a row is an image or a list of numbers"]
+        if isinstance(values["label_noise_classes"], tuple) and len(values["label_noise_classes"]) == 1:
+            return [
+                "label_noise_classes names one class; a label is replaced by another of them: give two or more"
+            ]
         return []

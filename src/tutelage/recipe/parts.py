@@ -9,6 +9,7 @@ from pydantic import Field
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Rows = Annotated[int, Field(ge=1)]
+ClassId = Annotated[int, Field(ge=0)]
 Text = Annotated[str, Field(min_length=1)]
 
 

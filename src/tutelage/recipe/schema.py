@@ -13,7 +13,7 @@ from tutelage import catalogue
 from tutelage.recipe.caching import CacheConfig
 from tutelage.recipe.comparison import CompareConfig
 from tutelage.recipe.config import Config, MethodConfig
-from tutelage.recipe.data import DataConfig, ViewConfig
+from tutelage.recipe.data import DataConfig, ImbalanceConfig, ViewConfig
 from tutelage.recipe.models import ModelConfig, TeacherConfig
 from tutelage.recipe.parts import Text
 from tutelage.recipe.training import (
@@ -31,6 +31,7 @@ __all__ = [
     "DataConfig",
     "EarlyStopConfig",
     "EvaluationConfig",
+    "ImbalanceConfig",
     "ModelConfig",
     "OptimizerConfig",
     "OutputConfig",

@@ -11,6 +11,7 @@ from tutelage.report.by_class import class_section
 from tutelage.report.calibration import calibration_section
 from tutelage.report.curves import run_curves
 from tutelage.report.disagreements import disagreement_section
+from tutelage.report.embedding import embedding_section
 from tutelage.report.facts import (
     data_name,
     data_section,
@@ -93,6 +94,7 @@ def _answers(run: Run, room: int) -> list[Section]:
             class_section(analysis),
             calibration_section(analysis),
             disagreement_section(analysis, room),
+            embedding_section(mapping(run.analysis.get("embeddings")), analysis.classes),
             *sections,
         ]
     return [section for section in sections if section is not None]

@@ -5,8 +5,6 @@ Everything follows from each row's most probable class and its probability, so o
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.data.pictures import png_uri
 from tutelage.engine.loading import Source
 from tutelage.engine.types import Batch, Outputs
 from tutelage.engine.views import to_float
+from tutelage.functional.calibration import BINS, confidence_bins
 
-BINS = 15
-"""Equally wide bins of probability, as in the calibration error."""
 MOST_CLASSES = 50
 """Above, the confusion of all classes is unreadable: only its largest entries are kept."""
 MOST_PAIRS = 20
 MOST_EXAMPLES = 12
-LARGEST_SIDE = 96
-"""Pixels; larger pictures are shrunk."""
 
 Json = dict[str, Any]
 Predict = Callable[[Batch], Outputs]
@@ -126,7 +122,7 @@ def _largest(confusion: Tensor) -> list[list[int]]:
 
 def _calibration(confidence: Tensor, right: Tensor) -> Json:
     """By bin ``(low, high]`` of confidence: how many rows, their mean confidence and their accuracy."""
-    bins = ((confidence * BINS).ceil().long() - 1).clamp(0, BINS - 1)
+    bins = confidence_bins(confidence)
     count = bins.bincount(minlength=BINS)
     known = count.clamp_min(1)
     means = {
@@ -181,15 +177,4 @@ def _pictures(batch: Batch) -> list[str | None]:
     inputs = to_float(batch).inputs
     if isinstance(inputs, dict) or inputs.dim() != 4 or inputs.shape[1] not in (1, 3):
         return [None] * len(batch)
-    pixels = (inputs.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [_png(image.squeeze(-1) if image.shape[-1] == 1 else image) for image in pixels]
-
-
-def _png(pixels: Any) -> str:
-    from PIL import Image
-
-    image = Image.fromarray(pixels)
-    image.thumbnail((LARGEST_SIDE, LARGEST_SIDE))
-    written = io.BytesIO()
-    image.save(written, format="PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
+    return [png_uri(image) for image in inputs]

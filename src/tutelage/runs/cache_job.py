@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tutelage.data import Data
-from tutelage.data.source import digest, row_ids, tensor_digest
+from tutelage.data.source import row_ids, tensor_digest
 from tutelage.engine.evaluate import evaluate
 from tutelage.engine.loading import Source
 from tutelage.engine.method import Method
@@ -180,13 +180,14 @@ class CacheJob:
 
     def _teacher_part(self) -> TeacherPart:
         model = self.assembly.teacher_models[self.name]
-        state = self.teacher.held.model.state_dict()
+        weights = self.teacher.spec.fingerprint()
+        assert weights is not None
         row = self.source.fetch([0]).to(self.assembly.runtime.device)
         view = self.views(row, torch.zeros(1, dtype=torch.int64))
         profile = profile_model(self.teacher.held.model, self.teacher.held.normalise(view.inputs))
         return TeacherPart(
             model=model.name,
-            weights=digest({name: tensor_digest(tensor) for name, tensor in state.items()}),
+            weights=weights,
             mean=model.live.mean,
             std=model.live.std,
             parameters=profile.parameters,

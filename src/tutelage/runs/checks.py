@@ -44,7 +44,14 @@ def check_fit(
     reasons = check_pairing(
         name, method.needs, {n: teacher.offers for n, teacher in teachers.items()}, setting
     )
-    for title, teacher in teachers.items():
+    if "validation" in method.needs.loaders and _validates_on_test(recipe, data):
+        reasons.append(
+            f"`{name}` learns from data.validation, and that is the test data: its result would mean nothing; give a "
+            "share of the training rows in data.validation"
+        )
+    # A procedure that reads features alone also takes a teacher that never saw these classes, or any.
+    classified = teachers if isinstance(method, Method) or method.needs.logits else {}
+    for title, teacher in classified.items():
         if teacher.spec.outputs != data.info.outputs:
             reasons.append(
                 f"teacher `{title}` gives {teacher.spec.outputs} outputs, the data has {data.info.outputs} "
@@ -109,6 +116,13 @@ def _store_gaps(title: str, plan: Plan, recipe: Recipe, count: int, data: Data) 
 
 def _named(changes: tuple[dict[str, Any], ...]) -> str:
     return ", ".join(str(ViewConfig.model_validate(change)) for change in changes) or "none"
+
+
+def _validates_on_test(recipe: Recipe, data: Data) -> bool:
+    if data.validation is None:
+        return False
+    same = data.test is not None and data.test.fingerprint == data.validation.fingerprint
+    return same or recipe.data.validation == "test"
 
 
 def check_evaluation(recipe: Recipe, task: Task, data: Data) -> None:

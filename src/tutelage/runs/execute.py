@@ -30,6 +30,7 @@ from tutelage.recipe.schema import Recipe
 from tutelage.runs.analysis import analyse
 from tutelage.runs.assemble import Assembly, Remembered, assemble
 from tutelage.runs.checks import check_rows
+from tutelage.runs.embeddings import embeddings
 from tutelage.runs.folder import RunFolder
 
 RecipeSource = Recipe | str | Path | Mapping[str, Any]
@@ -162,6 +163,8 @@ def _dry_run(recipe: Recipe, student: nn.Module | None, data: Data | None) -> _D
         assembly.data.train.fetch(list(range(min(recipe.train.batch_size, len(assembly.data.train)))))
     )
     assembly.task.check(rows, None)
+    with closing(assembly.procedure_run(None, show_progress=False)) as work:
+        assembly.method.check(work)
     return _DryRun(assembly, None, {})
 
 
@@ -179,7 +182,7 @@ def _run(
     result, ending = _identity(assembly), {"status": "failed", "error": None}
     try:
         with assembly.runtime.naming_the_silent():
-            student = _train(assembly, opened.path, result, (*own, *listeners), show_progress)
+            student, models = _train(assembly, opened.path, result, (*own, *listeners), show_progress)
         ending["status"] = "done"
     except Interrupted:
         ending["status"] = "stopped"
@@ -201,8 +204,8 @@ def _run(
             _add_profiles(result, assembly, student)
             with writing(opened.path / "student"):
                 save_model(assembly.student._replace(module=student), opened.path / "student")
-        for name, teacher in assembly.trained_teachers.items():
-            built = assembly.teacher_models[name].live._replace(module=teacher.held.model)
+        for name, model in models.items():
+            built = assembly.teacher_models[name].live._replace(module=model)
             with writing(opened.path / "teachers" / name):
                 save_model(built, opened.path / "teachers" / name)
         result["seconds"] = time.perf_counter() - started
@@ -227,14 +230,14 @@ def _train(
     result: dict[str, Any],
     callbacks: tuple[object, ...],
     show_progress: bool,
-) -> nn.Module:
-    """The student that ships; what is known of it goes into ``result``."""
+) -> tuple[nn.Module, dict[str, nn.Module]]:
+    """The student that ships, and the teachers that were trained, by name; what is known goes into ``result``."""
     if isinstance(assembly.method, Procedure):
         work = assembly.procedure_run(path, show_progress=show_progress, callbacks=callbacks)
         with closing(work):
             artifacts = assembly.method.run(work)
         result |= _procedure_result(artifacts)
-        return artifacts.student or assembly.student.module
+        return artifacts.student or assembly.student.module, artifacts.models
     trainer = assembly.trainer(path / "checkpoints", callbacks)
     trainer.fit()
     student = trainer.finished()
@@ -246,7 +249,7 @@ def _train(
         "epochs": trainer.step / trainer.loader.steps_per_epoch,
         "train_seconds": progress.seconds,
         "stopped_early": progress.stopped_early,
-        "tables": _tables(assembly.method.tables()),
+        "tables": _tables(trainer.tables()),
         "best": {
             "step": progress.best_step,
             "metric": assembly.best_metric(),
@@ -256,7 +259,7 @@ def _train(
     for callback in callbacks:
         if isinstance(callback, MetricsLog) and result["test"]:
             callback.evaluation("test", trainer.step, trainer.epoch, result["test"])
-    return student
+    return student, {name: teacher.held.model for name, teacher in assembly.trained_teachers.items()}
 
 
 def _add_profiles(result: dict[str, Any], assembly: Assembly, student: nn.Module) -> None:
@@ -292,7 +295,14 @@ def _procedure_result(artifacts: Artifacts) -> dict[str, Any]:
 
 
 def _tables(tables: Mapping[str, Table]) -> dict[str, Any]:
-    return {name: {"columns": table.columns, "rows": table.rows} for name, table in tables.items()}
+    return {
+        name: {
+            "columns": table.columns,
+            "rows": table.rows,
+            "plots": [{"x": plot.x, "y": list(plot.y)} for plot in table.plots],
+        }
+        for name, table in tables.items()
+    }
 
 
 def _evaluations(assembly: Assembly, student: nn.Module) -> dict[str, Any]:
@@ -329,13 +339,27 @@ def _analysis(assembly: Assembly, student: nn.Module) -> dict[str, Any] | None:
         batch_size=assembly.recipe.evaluation.batch_size,
         device=assembly.runtime.device,
     )
-    return {"split": split, **found}
+    models = {"student": _held(assembly, student)}
+    if teacher is not None:
+        models["teacher"] = teacher.held
+    seen = embeddings(
+        models,
+        source,
+        batch_size=assembly.recipe.evaluation.batch_size,
+        device=assembly.runtime.device,
+    )
+    return {"split": split, **found, "embeddings": seen}
+
+
+def _held(assembly: Assembly, student: nn.Module) -> Tapped:
+    """What ships, with its normalisation, on the device and in eval mode."""
+    held = Tapped(student, mean=assembly.student.mean, std=assembly.student.std)
+    return held.to(assembly.runtime.device).eval()
 
 
 def _predictor(assembly: Assembly, student: nn.Module) -> Callable[[Batch], Outputs]:
     """The student's outputs of a batch, normalised, in eval mode and without gradients."""
-    held = Tapped(student, mean=assembly.student.mean, std=assembly.student.std)
-    held.to(assembly.runtime.device).eval()
+    held = _held(assembly, student)
 
     def predict(batch: Batch) -> Outputs:
         with torch.no_grad(), assembly.runtime.autocast():

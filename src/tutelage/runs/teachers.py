@@ -19,6 +19,7 @@ from tutelage.engine.runtime import Runtime
 from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Inputs
 from tutelage.models import BuiltModel, build_model, load_model
+from tutelage.models.weights import CARD
 from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
 from tutelage.teachers.local import LocalTeacher
 from tutelage.teachers.store import Store, StoredTeacher
@@ -118,9 +119,12 @@ def _build(model: ModelConfig, data: Data, seed: int) -> BuiltModel:
 
 
 def _from_run(folder: Path, trust_remote_code: bool) -> TeacherModel:
-    if not (folder / "student").is_dir():
-        raise ValueError(f"teacher.run {folder} has no student/; give the folder of a finished run")
-    built = load_model(folder / "student", trust_remote_code=trust_remote_code)
+    kept = (folder / CARD).exists()  # a model's own folder, such as a run's teachers/<name>
+    if not kept and not (folder / "student").is_dir():
+        raise ValueError(
+            f"teacher.run {folder} has no student/; give the folder of a finished run, or of a teacher that it kept"
+        )
+    built = load_model(folder if kept else folder / "student", trust_remote_code=trust_remote_code)
     return TeacherModel(built, str(built.description.get("model", folder.name)))
 
 

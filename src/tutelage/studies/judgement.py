@@ -28,11 +28,19 @@ class Chosen:
 def judge(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any]:
     """Everything of a ledger entry that is computed from the outcomes, as JSON values.
 
-    A verdict, or ``falsified``, is given only where every trial of both primary arms is done and has the metric; else
+    A verdict, or ``falsified``, is given only where every trial of the primary arms is done and has the metric; else
     the verdict is ``incomplete`` and ``reason`` says why. The same holds for each secondary comparison alone.
     """
     chosen = {arm: choose(study, arm, outcomes) for arm in study.arms}
-    main = _compare(study, chosen, *study.primary, study.metric, study.higher_is_better, study.margin)
+    main = _compare(
+        study,
+        chosen,
+        *study.primary,
+        study.metric,
+        study.higher_is_better,
+        study.margin,
+        study.beyond or (),
+    )
     complete = {arm: picked for arm, picked in chosen.items() if not picked.reasons}
     falsified = None
     if main["verdict"] != INCOMPLETE:
@@ -109,16 +117,20 @@ def _compare(
     metric: str,
     higher_is_better: bool,
     margin: float,
+    beyond: tuple[str, ...] = (),
 ) -> dict[str, Any]:
+    """``arm`` against ``baseline``; ``beyond``: their difference against that of a second pair."""
     head = {
         "arm": arm,
         "baseline": baseline,
+        "beyond": list(beyond) or None,
         "metric": metric,
         "higher_is_better": higher_is_better,
         "margin": margin,
     }
-    values = {name: chosen[name].values(metric) for name in (arm, baseline)}
-    reasons = [reason for name in (arm, baseline) for reason in chosen[name].reasons]
+    names = dict.fromkeys((arm, baseline, *beyond))
+    values = {name: chosen[name].values(metric) for name in names}
+    reasons = [reason for name in names for reason in chosen[name].reasons]
     for name, row in values.items():
         missing = [seed for seed, value in zip(study.seeds, row, strict=True) if value is None]
         if missing and not chosen[name].reasons:
@@ -126,7 +138,10 @@ def _compare(
     if reasons:
         nothing = dict.fromkeys(("paired_differences", "mean", "interval", "p"))
         return {**head, "verdict": INCOMPLETE, "reason": "; ".join(reasons), **nothing}
-    left, right = ([value for value in values[name] if value is not None] for name in (arm, baseline))
+    known = {name: [value for value in row if value is not None] for name, row in values.items()}
+    left, right = known[arm], known[baseline]
+    if beyond:
+        left, right = _differences(left, right), _differences(*(known[name] for name in beyond))
     difference = paired_difference(left, right, higher_is_better=higher_is_better)
     # A study has at least five seeds, and two have an interval.
     assert difference.low is not None
@@ -142,6 +157,10 @@ def _compare(
     }
 
 
+def _differences(left: Sequence[float], right: Sequence[float]) -> list[float]:
+    return [a - b for a, b in zip(left, right, strict=True)]
+
+
 def _arm(study: Study, picked: Chosen) -> dict[str, Any]:
     """Metrics of one arm by seed, and mean and interval of the primary one over the seeds that have it."""
     names = sorted({name for outcome in picked.by_seed if outcome for name in outcome.test})
@@ -151,7 +170,7 @@ def _arm(study: Study, picked: Chosen) -> dict[str, Any]:
 def _teacher(study: Study, outcomes: Sequence[Outcome]) -> dict[str, Any] | None:
     if study.teacher is None:
         return None
-    rows = {o.seed: o.test.get(study.metric) for o in outcomes if o.arm == TEACHER}
+    rows = {o.seed: o.test.get(study.metric) for o in outcomes if (o.arm, o.trial) == (TEACHER, 0)}
     values = [rows.get(seed) for seed in study.seeds]
     return {"values": {study.metric: values}, **_mean(values)}
 

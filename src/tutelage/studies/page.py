@@ -42,13 +42,21 @@ def _primary(entry: Json) -> str:
     falsified = "yes" if entry["falsified"] else "no"
     return "\n".join(
         [
-            f"- `{entry['arm']}` against `{entry['baseline']}`, test {entry['metric']}{better}: "
+            f"- `{entry['arm']}` against `{entry['baseline']}`{_beyond(entry)}, test {entry['metric']}{better}: "
             f"{_signed(entry['mean'])}, 95 % interval {_range(entry['interval'], signed=True)}, "
             f"margin {entry['margin']:g}, p = {entry['p']:.2g} (paired t-test).",
             f"- Differences by seed: {differences}.",
             f"- The card calls it falsified if {entry['falsified_if']}: {falsified}.",
         ]
     )
+
+
+def _beyond(entry: Json) -> str:
+    """Entries of claims about one pair have no second one."""
+    if not entry.get("beyond"):
+        return ""
+    arm, baseline = entry["beyond"]
+    return f", beyond what `{arm}` gains on `{baseline}`"
 
 
 def _arms(entry: Json) -> str:

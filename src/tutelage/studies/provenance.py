@@ -49,7 +49,7 @@ def code_hash() -> str:
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE)
-        if name.parts[0] not in NO_PART_OF_A_RUN and name.name != "study.py":
+        if name.parts[0] not in NO_PART_OF_A_RUN and not name.name.startswith("study"):
             digest.update(f"{name.as_posix()}\0{file_hash(path)}\n".encode())
     return digest.hexdigest()
 

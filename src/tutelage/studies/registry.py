@@ -1,4 +1,5 @@
-"""Which studies there are: every catalogue entry whose folder has a `study.py` that lists its name."""
+"""Which studies there are: every catalogue entry whose folder has a `study_<name>.py`, or else a `study.py`, that lists
+its name. A method that joins a folder later has a file of its own: the other's stays as its ledger entry knows it."""
 
 from __future__ import annotations
 
@@ -31,13 +32,14 @@ class FoundStudy:
 
 def study_names() -> list[str]:
     """Catalogue names that have a study."""
-    return [name for name, entry in catalogue.entries().items() if name in _studies(_module(entry.package))]
+    entries = catalogue.entries().items()
+    return [name for name, entry in entries if name in _studies(_module(entry.package, name))]
 
 
 def find_study(name: str) -> FoundStudy:
     """The study of a method. Raises ValueError, with the nearest names, where there is none."""
     entry = catalogue.entries().get(name)
-    module = _module(entry.package) if entry else None
+    module = _module(entry.package, name) if entry else None
     studies = _studies(module)
     if module is None or name not in studies:
         known = study_names()
@@ -48,9 +50,11 @@ def find_study(name: str) -> FoundStudy:
     return FoundStudy(name, str(catalogue.describe(name)["card"]), studies[name], Path(str(module.__file__)))
 
 
-def _module(package: str) -> ModuleType | None:
-    name = f"{package}.study"
-    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+def _module(package: str, name: str) -> ModuleType | None:
+    for module in (f"{package}.study_{name}", f"{package}.study"):
+        if importlib.util.find_spec(module):
+            return importlib.import_module(module)
+    return None
 
 
 def _studies(module: ModuleType | None) -> dict[str, Study]:

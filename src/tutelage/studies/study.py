@@ -20,7 +20,11 @@ LEAST_SEEDS = 5
 NAME = re.compile(r"[a-z0-9][a-z0-9+_.-]*")
 
 Overrides = Mapping[str, Any]
-"""Dotted recipe keys and the values that one trial gives them: ``{"train.optimizer.lr": 0.1}``."""
+"""Dotted recipe keys and the values that one trial gives them: ``{"train.optimizer.lr": 0.1}``; a number is a place in
+a list: ``{"method.1.loss_weight": 2.0}``."""
+
+Measure = Callable[[Mapping[str, Any]], Mapping[str, float]]
+"""From what a trial's ``result.json`` holds (tables, teachers), further figures that stand beside its test metrics."""
 
 RunArm = Callable[[int, Path], Mapping[str, float]]
 """An arm that is no recipe: a seed and a folder of its own in, test metrics out."""
@@ -31,15 +35,18 @@ class Arm:
     """One way to train, run once a seed and trial.
 
     Attributes:
-        method: the recipe's method entry: a catalogue name or a mapping of a name and its options.
+        method: the recipe's method entry: a catalogue name, a mapping of a name and its options, or several of those
+            (methods combined).
         grid: overrides of the study's recipe, one mapping a trial. The trial with the best validation metric is chosen
             for each seed; of equal ones the first, so the published setting stands first.
         run: in place of a recipe, where an arm is no training run; then there is one trial and no tuning.
+        teacher: overrides of the study's teacher, where the arm has another one.
     """
 
-    method: str | Mapping[str, Any] | None = None
+    method: str | Mapping[str, Any] | Sequence[Mapping[str, Any]] | None = None
     grid: tuple[Overrides, ...] = ({},)
     run: RunArm | None = None
+    teacher: Overrides = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.method is None) == (self.run is None):
@@ -93,6 +100,8 @@ class Study:
     Attributes:
         claim: the claim in one sentence.
         primary: arm and baseline whose paired difference in ``metric`` gives the verdict.
+        beyond: a second pair, where the claim is that a gain grows: the verdict is then on how much larger the primary
+            pair's difference is than this one's.
         arms: every arm by name, which names its folder too; all have the same number of trials.
         metric: primary metric of the test data, taken after the last epoch.
         higher_is_better: of ``metric``.
@@ -103,6 +112,7 @@ class Study:
         teacher: recipe of the teacher, trained once a seed; None: no arm has one.
         seeded: dotted keys of ``recipe`` (and, but for ``method.*``, of ``teacher``) that are set to the seed.
         secondary: further comparisons, reported beside the verdict.
+        measure: further figures of every trial; comparisons and ``falsified`` may name them.
         falsified_if: the card's own condition in words; ``falsified`` computes it.
     """
 
@@ -111,6 +121,7 @@ class Study:
     arms: Mapping[str, Arm]
     falsified_if: str
     falsified: Callable[[Results], bool]
+    beyond: tuple[str, str] | None = None
     metric: str = "accuracy"
     higher_is_better: bool = True
     margin: float = 0.0
@@ -120,6 +131,7 @@ class Study:
     teacher: Mapping[str, Any] | None = None
     seeded: tuple[str, ...] = ("data.seed", "train.seed")
     secondary: tuple[Comparison, ...] = ()
+    measure: Measure | None = None
 
     def __post_init__(self) -> None:
         if len(set(self.seeds)) != len(self.seeds) or len(self.seeds) < LEAST_SEEDS:
@@ -131,7 +143,8 @@ class Study:
                 raise ValueError(
                     f"arm {name!r}: small letters, digits and + - _ . make a name; `teacher` is taken"
                 )
-        for name in (*self.primary, *(name for pair in self.secondary for name in (pair.arm, pair.baseline))):
+        compared = (name for pair in self.secondary for name in (pair.arm, pair.baseline))
+        for name in (*self.primary, *(self.beyond or ()), *compared):
             if name not in self.arms:
                 near = difflib.get_close_matches(name, self.arms, n=1)
                 hint = f"; nearest: {near[0]}" if near else ""
@@ -152,12 +165,20 @@ class Study:
         recipe = with_overrides({**self.recipe, "method": method}, dict.fromkeys(self.seeded, seed))
         return with_overrides(recipe, chosen.grid[trial])
 
-    def teacher_recipe(self, seed: int) -> dict[str, Any]:
+    @property
+    def teachers(self) -> tuple[Overrides, ...]:
+        """Overrides of each teacher, that of most arms first: none of them."""
+        if self.teacher is None:
+            return ()
+        others = [arm.teacher for arm in self.arms.values() if arm.teacher]
+        return ({}, *(own for place, own in enumerate(others) if own not in others[:place]))
+
+    def teacher_recipe(self, seed: int, overrides: Overrides | None = None) -> dict[str, Any]:
         """The teacher's recipe for one seed. Raises ValueError where the study has no teacher."""
         if self.teacher is None:
             raise ValueError("this study has no teacher")
         keys = [key for key in self.seeded if not key.startswith("method.")]
-        return with_overrides(self.teacher, dict.fromkeys(keys, seed))
+        return with_overrides(self.teacher, {**dict.fromkeys(keys, seed), **(overrides or {})})
 
 
 def with_overrides(recipe: Mapping[str, Any], overrides: Overrides) -> dict[str, Any]:
@@ -165,12 +186,12 @@ def with_overrides(recipe: Mapping[str, Any], overrides: Overrides) -> dict[str,
     copy: dict[str, Any] = _copied(recipe)
     for key, value in overrides.items():
         *path, last = key.split(".")
-        place = copy
+        place: Any = copy
         for name in path:
-            place = place.setdefault(name, {})
-            if not isinstance(place, dict):
+            place = place[int(name)] if isinstance(place, list) else place.setdefault(name, {})
+            if not isinstance(place, dict | list):
                 raise ValueError(f"override {key!r}: {name!r} holds {place!r}, not a mapping")
-        place[last] = value
+        place[int(last) if isinstance(place, list) else last] = value
     return copy
 
 

@@ -53,19 +53,20 @@ class Outcome:
 def run_study(found: FoundStudy, folder: Path, *, jobs: int, progress: bool) -> list[Outcome]:
     """Outcomes of every trial, the teachers' (arm ``teacher``) included, from ``folder`` or by running them."""
     study = found.study
-    teachers = [(TEACHER, seed, 0) for seed in study.seeds] if study.teacher else []
+    teachers = [(TEACHER, seed, number) for seed in study.seeds for number in range(len(study.teachers))]
     trials = [
         (arm, seed, trial) for seed in study.seeds for arm in study.arms for trial in range(study.trials)
     ]
     with BatchProgress(found.name, len(teachers) + len(trials), show=progress) as bar:
         outcomes = list(_run_all(found.name, teachers, folder, jobs, bar, study.metric))
-        no_teacher = {outcome.seed: outcome.error for outcome in outcomes if outcome.status != "done"}
+        errors = {(o.seed, o.trial): o.error for o in outcomes if o.status != "done"}
+        able = []
         for arm, seed, trial in trials:
-            if seed in no_teacher:
-                outcomes.append(
-                    Outcome(arm, seed, trial, "failed", f"its teacher failed: {no_teacher[seed]}")
-                )
-        able = [key for key in trials if key[1] not in no_teacher]
+            error = errors.get((seed, _teacher_number(study, arm)))
+            if error is None:
+                able.append((arm, seed, trial))
+            else:
+                outcomes.append(Outcome(arm, seed, trial, "failed", f"its teacher failed: {error}"))
         outcomes += _run_all(found.name, able, folder, jobs, bar, study.metric)
     return outcomes
 
@@ -129,17 +130,24 @@ def _run_arm(found: FoundStudy, arm: str, seed: int, trial: int, folder: Path) -
         return Outcome(arm, seed, trial, "done", test=test, seconds=time.perf_counter() - started)
     recipe = _recipe(study, arm, seed, trial, folder)
     result = finish_run(load_recipe(recipe), run_folder(folder, recipe))
-    validation, test = _finite(result["validation"] or {}), _finite(result["test"] or {})
+    measured = study.measure(result) if study.measure and arm != TEACHER else {}
+    validation, test = _finite(result["validation"] or {}), _finite({**(result["test"] or {}), **measured})
     return Outcome(arm, seed, trial, "done", None, validation, test, result["seconds"])
 
 
 def _recipe(study: Study, arm: str, seed: int, trial: int, folder: Path) -> dict[str, Any]:
+    """What a trial is asked for; of the teachers ``trial`` is the number in ``study.teachers``."""
     if arm == TEACHER:
-        return with_overrides(study.teacher_recipe(seed), FIXED)
+        return with_overrides(study.teacher_recipe(seed, study.teachers[trial]), FIXED)
     recipe = with_overrides(study.trial_recipe(arm, seed, trial), FIXED)
     if study.teacher:
-        recipe["teacher"] = {"run": str(run_folder(folder, _recipe(study, TEACHER, seed, 0, folder)))}
+        taught = _recipe(study, TEACHER, seed, _teacher_number(study, arm), folder)
+        recipe["teacher"] = {"run": str(run_folder(folder, taught))}
     return recipe
+
+
+def _teacher_number(study: Study, arm: str) -> int:
+    return study.teachers.index(study.arms[arm].teacher) if study.teacher else 0
 
 
 def _finite(metrics: Mapping[str, float]) -> dict[str, float]:

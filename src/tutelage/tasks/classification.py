@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
 from tutelage.engine.types import Batch, Outputs
+from tutelage.functional.calibration import calibration_error
 from tutelage.tasks.metrics import RowMetric, Values, mean
 from tutelage.tasks.task import RowNames, Task, wide
 
-_BINS = 15
 _TOLERANCE = 1e-4
 """How far a distribution's sum may be from 1."""
 
@@ -19,10 +20,11 @@ _TOLERANCE = 1e-4
 class Classification(Task):
     """Cross-entropy of logits ``[rows, classes]`` with class ids ``[rows]`` or distributions ``[rows, classes]``.
 
-    Metrics: ``accuracy``; ``top5``, where there are more than five classes; ``calibration_error``, the expected
-    calibration error of the most probable class in 15 bins of equal width (Guo et al. 2017); ``loss``, the
-    cross-entropy without label smoothing, so that it compares between recipes; ``agreement``, the share of rows in
-    which student and teacher name the same class. A distribution's class is its most probable one.
+    Metrics: ``accuracy``; ``balanced_accuracy``, the mean of the classes' own (only where it is asked for); ``top5``,
+    where there are more than five classes; ``calibration_error``, the expected calibration error of the most probable
+    class in 15 bins of equal width (Guo et al. 2017); ``loss``, the cross-entropy without label smoothing, so that it
+    compares between recipes; ``agreement``, the share of rows in which student and teacher name the same class. A
+    distribution's class is its most probable one.
 
     Args:
         outputs: classes.
@@ -32,20 +34,21 @@ class Classification(Task):
     name = "classification"
     higher_is_better: ClassVar[dict[str, bool]] = {
         "accuracy": True,
+        "balanced_accuracy": True,
         "top5": True,
         "calibration_error": False,
         "loss": False,
         "agreement": True,
     }
+    on_demand = frozenset({"balanced_accuracy"})
 
     def __init__(self, outputs: int, label_smoothing: float = 0.0) -> None:
         super().__init__(outputs)
         self.label_smoothing = label_smoothing
 
     @property
-    def default_metrics(self) -> tuple[str, ...]:
-        names = super().default_metrics
-        return names if self.outputs > 5 else tuple(name for name in names if name != "top5")
+    def known_metrics(self) -> tuple[str, ...]:
+        return tuple(name for name in super().known_metrics if name != "top5" or self.outputs > 5)
 
     def row_losses(self, logits: Tensor, target: Tensor) -> Tensor:
         return _cross_entropy(logits, target, self.label_smoothing)
@@ -86,10 +89,12 @@ class Classification(Task):
     def make_metric(self, name: str) -> RowMetric:
         if name == "accuracy":
             return RowMetric(_hits, mean)
+        if name == "balanced_accuracy":
+            return RowMetric(_hits_and_labels, _balanced)
         if name == "top5":
             return RowMetric(_top5_hits, mean)
         if name == "calibration_error":
-            return RowMetric(_confidences, _calibration_error)
+            return RowMetric(_confidences, calibration_error)
         if name == "loss":
             return RowMetric(self._losses, mean)
         return RowMetric(_agreements, mean, teacher=True)
@@ -113,6 +118,18 @@ def _hits(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Values:
     return (outputs.logits.argmax(1) == _labels(batch),)
 
 
+def _hits_and_labels(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Values:
+    labels = _labels(batch)
+    return outputs.logits.argmax(1) == labels, labels
+
+
+def _balanced(hit: Tensor, label: Tensor) -> Tensor:
+    """Mean over the classes that have rows."""
+    rows = torch.bincount(label)
+    right = torch.bincount(label, weights=hit.double())
+    return (right / rows)[rows > 0].mean()
+
+
 def _top5_hits(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Values:
     return ((outputs.logits.topk(5, dim=1).indices == _labels(batch)[:, None]).any(1),)
 
@@ -120,13 +137,6 @@ def _top5_hits(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Value
 def _confidences(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Values:
     confidence, predicted = wide(outputs.logits).softmax(1).max(1)
     return confidence.clamp(max=1.0), predicted == _labels(batch)
-
-
-def _calibration_error(confidence: Tensor, hit: Tensor) -> Tensor:
-    from torchmetrics.functional.classification import binary_calibration_error  # seconds to import
-
-    # The top class's confidence against whether it is right is the binary form: one number a row, not one a class.
-    return binary_calibration_error(confidence, hit.long(), n_bins=_BINS, norm="l1", validate_args=False)
 
 
 def _agreements(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Values:

@@ -24,13 +24,20 @@ class Task(ABC):
     name: ClassVar[str]
     higher_is_better: ClassVar[dict[str, bool]]
     """Every metric, the one that picks the best checkpoint first."""
+    on_demand: ClassVar[frozenset[str]] = frozenset()
+    """Those of them that are given only where they are asked for."""
 
     def __init__(self, outputs: int) -> None:
         self.outputs = outputs
 
     @property
-    def default_metrics(self) -> tuple[str, ...]:
+    def known_metrics(self) -> tuple[str, ...]:
+        """All that are defined for this many outputs."""
         return tuple(self.higher_is_better)
+
+    @property
+    def default_metrics(self) -> tuple[str, ...]:
+        return tuple(name for name in self.known_metrics if name not in self.on_demand)
 
     @abstractmethod
     def row_losses(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -78,12 +85,12 @@ class Task(ABC):
             ValueError: a name that this task does not have.
         """
         for name in names:
-            if name not in self.default_metrics:
+            if name not in self.known_metrics:
                 raise ValueError(self._unknown(name))
         return {name: self.make_metric(name) for name in names or self.default_metrics}
 
     def _unknown(self, name: str) -> str:
-        allowed = self.default_metrics
+        allowed = self.known_metrics
         if name in self.higher_is_better:
             return f"the metric {name!r} is not defined for {self.outputs} outputs; allowed: {', '.join(allowed)}"
         near = difflib.get_close_matches(name, allowed, n=1)

@@ -237,6 +237,7 @@ def spec_of(plan: Plan, name: str) -> ModelSpec:
         tuple(TapInfo(*info) for info in part.infos),
         part.stages,
         kept=plan.taps,
+        weights=plan.teacher.weights,
     )
 
 

@@ -1,3 +1,3 @@
-"""Mutual learning: teacher and student start untrained and learn from each other."""
+"""BD-KD and mutual learning: teacher and student start untrained and learn from each other."""
 
-CATALOGUE = {"dml": "method:DML"}
+CATALOGUE = {"bdkd": "method:BDKD", "dml": "method:DML"}

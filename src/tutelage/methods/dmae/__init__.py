@@ -1,0 +1,1 @@
+CATALOGUE = {"dmae": "procedure:DMAE", "mae": "procedure:MAE"}
