@@ -78,7 +78,8 @@ def own_tables(result: dict[str, Any]) -> list[Section]:
 
 
 def _section(name: str, content: dict[str, Any]) -> Section:
-    title = re.sub(r"[_-]+", " ", name).strip().capitalize() or "Table"
+    words = re.sub(r"[_-]+", " ", name).strip() or "table"
+    title = words[:1].upper() + words[1:]
     names = [str(column) for column in listed(content.get("columns"))]
     rows = [row for row in listed(content.get("rows")) if isinstance(row, list)]
     if not names or not rows:
