@@ -30,16 +30,18 @@ def _grid(key: str, values: tuple[float, ...]) -> tuple[Overrides, ...]:
 
 
 def _measure(result: Mapping[str, Any]) -> dict[str, float]:
-    figures: dict[str, float] = {}
+    """What is not defined, such as the cosine of a gradient that is 0, is left out."""
+    figures: dict[str, float | None] = {}
     if (table := result["tables"].get("neural_collapse")) is not None:
         (own,) = (row[1:] for row in table["rows"] if row[0] == "own")
         figures |= dict(zip(table["columns"][1:], own, strict=True))
     if (table := result["tables"].get("gradient_cosines")) is not None:
         late = [row[1:] for row in table["rows"][-LATE:]]
         names = ("classifier_cosine", "trunk_cosine")
-        means = [sum(values) / len(values) for values in zip(*late, strict=True)]
+        known = [[value for value in values if value is not None] for values in zip(*late, strict=True)]
+        means = [sum(values) / len(values) if values else None for values in known]
         figures |= dict(zip(names, means, strict=True))
-    return figures
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _falsified(results: Results) -> bool:
