@@ -55,9 +55,10 @@ format: $(INSTALLED_DEV) ## Let ruff mend what it can
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-readme: $(INSTALLED) ## Make README's tables and docs/functional.md anew, from registry, ledger, last quickstart, docstrings
+readme: $(INSTALLED) ## Make README's tables, docs/functional.md and docs/llm.md's anew, from registry, ledger, last quickstart, docstrings
 	$(PYTHON_VENV) tools/readme.py
 	$(PYTHON_VENV) tools/functional.py
+	$(PYTHON_VENV) tools/llm_plan.py
 
 curves: $(INSTALLED_DEV) ## Write the stored loss curves of all methods anew
 	OMP_NUM_THREADS=1 $(PYTHON_VENV) tests/contracts/write_curves.py
@@ -70,6 +71,7 @@ leaderboard: $(INSTALLED_DEV) ## Compare every method on digits, tuned alike; wr
 	$(PYTHON_VENV) tools/leaderboard.py digits runs/benchmark-digits
 
 bench: $(INSTALLED) ## Hold speed and memory against their peers (on a machine that does nothing else)
+	-$(PYTHON_VENV) -m benchmarks.peers
 	$(PYTHON_VENV) -m benchmarks
 
 bench-quick: $(INSTALLED) ## The same with fewer and shorter rounds, under five minutes

@@ -25,6 +25,8 @@ def main(arguments: Sequence[str] | None = None, benchmarks: Sequence[Benchmark]
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
+    if options.quick and options.only == "*":
+        wanted = [benchmark for benchmark in wanted if not benchmark.long]
     if options.list:
         for benchmark in wanted:
             bar = f"≤ {benchmark.bar.show(benchmark.bar.limit)}"

@@ -18,7 +18,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 Call = Callable[[], object]
-Quantity = Literal["time", "memory"]
+Quantity = Literal["time", "memory", "counted"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 """Numbers of glibc's malloc.h."""
@@ -87,8 +87,9 @@ class Benchmark:
         what, peer: what is measured, and against what.
         bar: what it must hold.
         build: makes the sides on a device, and has checked that both do the same work.
-        quantity: seconds, or bytes at their peak.
+        quantity: seconds, bytes at their peak, or whatever the calls themselves give.
         slow: a call takes many seconds: a third of the rounds, one call each, without a trial before.
+        long: takes minutes: left out of ``--quick``, unless named.
     """
 
     name: str
@@ -98,6 +99,7 @@ class Benchmark:
     build: Callable[[torch.device], Sides]
     quantity: Quantity = "time"
     slow: bool = False
+    long: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,8 @@ def run(benchmark: Benchmark, device: torch.device, effort: Effort) -> Result:
     calls = [sides.ours] if sides.peer is None else [sides.ours, sides.peer]
     if benchmark.quantity == "memory":
         rounds = [[float(_peak_bytes(call, device)) for call in calls]]
+    elif benchmark.quantity == "counted":
+        rounds = [[_counted(call) for call in calls]]
     else:
         repeats = 1 if benchmark.slow else _repeats(calls, device, effort.seconds)
         wanted = math.ceil(effort.rounds / 3) if benchmark.slow else effort.rounds
@@ -241,6 +245,12 @@ def keep_freed_memory() -> None:
     if hasattr(allocator, "mallopt"):
         allocator.mallopt(_M_MMAP_MAX, 0)
         allocator.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def _counted(call: Call) -> float:
+    given = call()
+    assert isinstance(given, int | float)
+    return float(given)
 
 
 def _peak_bytes(call: Call, device: torch.device) -> int:

@@ -6,7 +6,18 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
-from benchmarks import comparing, limit, losses, saving, startup, store, taps, training, versus_torchdistill
+from benchmarks import (
+    comparing,
+    limit,
+    llm_losses,
+    losses,
+    saving,
+    startup,
+    store,
+    taps,
+    training,
+    versus_torchdistill,
+)
 from benchmarks.harness import Benchmark
 
 BENCHMARKS: tuple[Benchmark, ...] = (
@@ -15,6 +26,7 @@ BENCHMARKS: tuple[Benchmark, ...] = (
     *versus_torchdistill.BENCHMARKS,
     *taps.BENCHMARKS,
     *losses.BENCHMARKS,
+    *llm_losses.BENCHMARKS,
     *store.BENCHMARKS,
     *saving.BENCHMARKS,
     *startup.BENCHMARKS,

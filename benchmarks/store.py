@@ -20,6 +20,7 @@ from tutelage.runs.assemble import assemble
 from tutelage.runs.cache import cache
 
 _ENDLESS = 10**9
+_SMALL = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 4, "num_attention_heads": 4}
 _STUDENT, _TEACHER = {"model": "cifar:resnet8x4"}, {"model": "cifar:resnet32x4"}
 
 
@@ -38,7 +39,26 @@ def stored(device: torch.device) -> Sides:
         raise UnequalWorkError(
             f"kd is {ours.last[0]['kd']} from the store and {live.last[0]['kd']} from the teacher"
         )
-    note = f"{made.manifest.plan.data.rows} rows, {made.manifest.bytes / 1e3:.0f} kB"
+    note = f"{made.manifest.plan.data.rows} rows, {made.bytes / 1e3:.0f} kB"
+    return Sides(partial(ours.run, 1), partial(peer.run, 1), note=note)
+
+
+def corpus(device: torch.device) -> Sides:
+    """fkl from a store of a language model's 50 likeliest tokens, and labels alone."""
+    taught = _corpus_recipe(
+        {"name": "fkl", "label_weight": 0.5}, {"model": "config:llama", "options": _SMALL}
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        made = cache(taught, folder, progress=False)
+        stored_teacher = {"store": folder}
+        ours = assemble(load_recipe(taught | {"teacher": stored_teacher})).trainer(None)
+    peer = assemble(load_recipe(_corpus_recipe("none", None))).trainer(None)
+    for trainer in (ours, peer):
+        trainer.run(2)
+    plan = made.manifest.plan
+    assert plan.spec.logits is not None
+    tokens = plan.data.rows * plan.spec.logits[0]
+    note = f"{tokens} tokens, {made.bytes / tokens:.0f} bytes each"
     return Sides(partial(ours.run, 1), partial(peer.run, 1), note=note)
 
 
@@ -76,6 +96,29 @@ def _recipe(method: str, teacher: dict[str, str] | None = None) -> dict[str, Any
     }
 
 
+def _corpus_recipe(method: Any, teacher: dict[str, Any] | None) -> dict[str, Any]:
+    sources = [{"name": "words", "order": 0, "concentration": 0.01}]
+    return {
+        "task": "language-model",
+        "data": {
+            "path": "markov",
+            "max_length": 128,
+            "validation": None,
+            "markov": {"symbols": 4096, "rows": 256, "sources": sources},
+        },
+        "teacher": teacher,
+        "student": {"model": "config:llama", "options": _SMALL},
+        "method": method,
+        "train": {
+            "steps": _ENDLESS,
+            "batch_size": 8,
+            "optimizer": {"name": "adamw", "lr": 1e-3},
+            "schedule": {"name": "constant"},
+        },
+        "cache": {"form": "topk", "k": 50, "batch_size": 32},
+    }
+
+
 def _trainer(recipe: dict[str, Any], rows: Data) -> Trainer:
     return assemble(load_recipe(recipe), data=rows).trainer(None)
 
@@ -89,6 +132,14 @@ BENCHMARKS = [
         "the same steps on labels alone",
         Bar(1.05),
         stored,
+    ),
+    Benchmark(
+        "store.corpus",
+        "`Trainer`, fkl and labels from a store of 50 tokens' log-probabilities; a transformer of 4 layers of width "
+        "256, 8 rows of 128 tokens, a vocabulary of 4097, AdamW",
+        "the same steps on labels alone",
+        Bar(1.1),
+        corpus,
     ),
     Benchmark(
         "teacher.live",

@@ -15,6 +15,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import Tensor, nn
 
+from tutelage.engine.loading import Source
 from tutelage.engine.needs import Offers
 from tutelage.engine.types import Batch, Outputs
 from tutelage.recipe.schema import OptimizerConfig, ScheduleConfig, TrainConfig
@@ -39,10 +40,32 @@ class Rows:
         return Batch(self.inputs[rows], self.target[rows], index=rows, mask=mask, columns=columns)
 
 
+class Sentences(Rows):
+    """Rows of token ids in memory, as a language model gets them."""
+
+    def fetch(self, positions: Sequence[int]) -> Batch:
+        batch = super().fetch(positions)
+        ids: Any = batch.inputs
+        places = torch.arange(ids.shape[1]).expand_as(ids)
+        return batch.replace(inputs={"input_ids": ids, "position_ids": places})
+
+
 def rows(count: int = 32, width: int = 6, classes: int = 4, seed: int = 0) -> Rows:
     generator = torch.Generator().manual_seed(seed)
     inputs = torch.randn(count, width, generator=generator)
     return Rows(inputs, torch.randint(classes, (count,), generator=generator))
+
+
+def fetched(source: Source, positions: Sequence[int]) -> dict[str, Tensor]:
+    """Everything that a batch of keyword inputs holds, by name: inputs, target, index, mask and columns."""
+    batch = source.fetch(positions)
+    assert isinstance(batch.inputs, dict)
+    fields = {"target": batch.target, "index": batch.index, "mask": batch.mask}
+    return {
+        **batch.inputs,
+        **batch.columns,
+        **{name: value for name, value in fields.items() if value is not None},
+    }
 
 
 def pictures(count: int = 32, classes: int = 5, mask: Tensor | None = None) -> Rows:
@@ -50,6 +73,15 @@ def pictures(count: int = 32, classes: int = 5, mask: Tensor | None = None) -> R
     generator = torch.Generator().manual_seed(3)
     inputs = torch.rand(count, 1, 8, 8, generator=generator)
     return Rows(inputs, torch.arange(count) % classes, mask)
+
+
+def sentences(count: int = 32, tokens: int = 11, length: int = 6, mask: Tensor | None = None) -> Sentences:
+    """Random tokens of two sources; two to five of a row count, or none where ``mask [rows]`` leaves the row out."""
+    ids = torch.randint(tokens, (count, length + 1), generator=torch.Generator().manual_seed(3))
+    counted = torch.arange(length) < 2 + torch.arange(count)[:, None] % 4
+    counted &= torch.ones(count, dtype=torch.bool)[:, None] if mask is None else mask[:, None]
+    target = torch.where(counted, ids[:, 1:], -100)
+    return Sentences(ids[:, :-1], target, counted, source=torch.arange(count) % 2)
 
 
 def conv_net(*widths: int, classes: int = 5, seed: int = 0) -> nn.Module:
@@ -91,6 +123,17 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.drop(self.blocks(self.stem(x))))
+
+
+def llama(width: int, layers: int = 1, tokens: int = 11, seed: int = 0) -> nn.Module:
+    """A small causal transformer, in the default type."""
+    from tutelage.models import build_model
+    from tutelage.recipe.schema import ModelConfig
+
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+    config = ModelConfig(model="config:llama", options=sizes | {"num_attention_heads": 2})
+    built = build_model(config, outputs=tokens, input_shape=(8,), seed=seed, task="language-model")
+    return built.module.to(torch.get_default_dtype())
 
 
 def train_config(**changes: Any) -> TrainConfig:

@@ -147,7 +147,7 @@ def test_all_are_listed(bench: ModuleType, capsys: pytest.CaptureFixture[str]) -
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("  ")[0] for line in lines if not line.startswith(" ")] == names
     assert {name.split(".")[0] for name in names} == {
-        *("trainer", "recipe", "torchdistill", "taps", "loss", "memory"),
+        *("trainer", "recipe", "torchdistill", "taps", "loss", "memory", "llm", "llm-memory"),
         *("import", "compare", "store", "teacher", "saving"),
     }
 
@@ -161,6 +161,46 @@ def test_cheap_ones_run(bench: ModuleType, pattern: str) -> None:
         result = run(benchmark, CPU, Effort(rounds=1, seconds=0))
         assert len(result.ours) == len(result.peer) == 1, benchmark.name
         assert result.value == result.value, benchmark.name
+
+
+def test_losses_of_language_models_run_in_processes_of_their_own(bench: ModuleType) -> None:
+    from benchmarks.harness import Effort, UnequalWorkError, run
+    from benchmarks.llm_losses import Size, Workers, _memory, _time, same_gradients
+
+    small = Size(16, 64, 8, 8)
+    for make, peer in ((_time, "products"), (_time, "eager"), (_memory, "eager")):
+        result = run(make("generalized_jsd", small, peer), CPU, Effort(rounds=1))
+        assert len(result.ours) == len(result.peer) == 1
+    workers = Workers()
+    whole, half = workers.of(
+        ("tutelage", "forward_kl", small), ("eager", "forward_kl", Size(16, 64, 8, 8, masked=True))
+    )
+    with pytest.raises(UnequalWorkError, match=r"tutelage and eager: norms of gradients"):
+        same_gradients(whole, half)
+    workers.of()
+    assert whole.process.poll() is not None
+
+
+def test_a_peer_that_is_not_there_is_reported(
+    bench: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from benchmarks import peers
+    from benchmarks.harness import Effort, run
+    from benchmarks.llm_losses import Size, _time
+
+    monkeypatch.setattr(peers, "_MADE_FROM", tmp_path / "none")
+    result = run(_time("forward_kl", Size(16, 64, 8, 8), "trl"), CPU, Effort(rounds=1))
+    assert result.verdict == "skipped: trl is not installed: python -m benchmarks.peers"
+
+
+def test_quick_leaves_out_what_takes_minutes(
+    bench: ModuleType, fake: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = [fake("short", 1.0, 1.0), fake("drawn-out", 1.0, 1.0, long=True)]
+    bench.main(["--quick", "--list"], made)
+    assert "drawn-out" not in capsys.readouterr().out
+    bench.main(["--quick", "--only", "drawn-out", "--list"], made)
+    assert "drawn-out" in capsys.readouterr().out
 
 
 def test_unequal_work_is_refused(bench: ModuleType) -> None:

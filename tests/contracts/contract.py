@@ -1,4 +1,4 @@
-"""One short run on digits for any name of the catalogue."""
+"""One short run for any name of the catalogue: on digits, or of language models on a language made on the spot."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "crd": {"negatives": 16},
     "mcmi": {"epochs": 1, "batch_size": 16, "pictures": 1},
     "tgeo_kd": {"outer_every": 2, "warmup": 0.0},
+    "miniplm": {"reference_share": 0.5},
+    "ddk": {"domain": "source", "interval": 2},
+    # Fewer tokens than a micro-batch has.
+    "sinkd": {"most_tokens": 9, "scale": 0.1},
+    "seqkd": {"prompt_tokens": 2, "generation": {"beams": 2, "max_new_tokens": 6}},
     # A store holds the views of training alone; two ranks draw other dropout than one.
     "nd": {"means_transform": "train", "projection_dropout": 0.0},
 }
@@ -30,6 +35,48 @@ _TRANSFORMERS = {
 MODELS: dict[str, dict[str, Any]] = {"dmae": _TRANSFORMERS, "mae": _TRANSFORMERS}
 """Models of those that do not take just any."""
 
+TASKS = ("classification", "language-model")
+"""What methods are held to here, each on the first that its ``Needs.tasks`` name."""
+_IMAGES: dict[str, Any] = {
+    "data": {
+        "path": "digits",
+        "limit": 64,
+        "validation": 32,
+        "test": 40,
+        "views": [{"name": "crop", "padding": 1}],
+    },
+    "teacher": {"model": "digits:cnn-6-8"},
+    "student": {"model": "digits:cnn-4-6"},
+}
+_SIZES = {"num_attention_heads": 2, "num_hidden_layers": 1}
+_TOKENS: dict[str, Any] = {
+    "task": "language-model",
+    "data": {
+        "path": "markov",
+        "markov": {"symbols": 12, "rows": 136, "sources": [{"name": "a"}, {"name": "b", "order": 2}]},
+        "columns": ["source"],
+        "max_length": 8,
+        "validation": 32,
+        "test": 40,
+    },
+    "teacher": {
+        "model": "config:llama",
+        "options": _SIZES | {"hidden_size": 16, "intermediate_size": 32},
+    },
+    "student": {"model": "config:llama", "options": _SIZES | {"hidden_size": 8, "intermediate_size": 16}},
+}
+
+
+def tasks_of(name: str) -> list[str]:
+    """Those of `TASKS` that a method, or several with ``+`` between them, is defined for; its own first one first."""
+    needs = [catalogue.load(part).needs.tasks for part in name.split("+")]
+    return [task for task in needs[0] if task in TASKS and all(task in other for other in needs)]
+
+
+def on_tokens(name: str) -> bool:
+    """Whether a method's run here is one of a language model."""
+    return tasks_of(name)[0] == "language-model"
+
 
 def recipe(name: str, **train: Any) -> dict[str, Any]:
     values: dict[str, Any] = {
@@ -42,15 +89,7 @@ def recipe(name: str, **train: Any) -> dict[str, Any]:
     }
     values |= train
     return {
-        "data": {
-            "path": "digits",
-            "limit": 64,
-            "validation": 32,
-            "test": 40,
-            "views": [{"name": "crop", "padding": 1}],
-        },
-        "teacher": {"model": "digits:cnn-6-8"},
-        "student": {"model": "digits:cnn-4-6"},
+        **(_TOKENS if on_tokens(name) else _IMAGES),
         **MODELS.get(name, {}),
         "method": {"name": name, **OPTIONS.get(name, {})},
         "train": values,

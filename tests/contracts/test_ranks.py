@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from contract import MODELS, NAMES, losses, recipe
+from contract import MODELS, NAMES, losses, on_tokens, recipe, tasks_of
 from ranks import assert_same, failure, train
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -19,21 +19,22 @@ from tutelage.runs import distill
 KINDS = {name: catalogue.describe(name)["kind"] for name in NAMES}
 METHODS = [name for name, kind in KINDS.items() if kind == "Method"]
 PROCEDURES = [name for name, kind in KINDS.items() if kind == "Procedure"]
-COMBINED = ["kd+dist+fitnet", "rkd+reviewkd+crd"]
+COMBINED = ["kd+dist+fitnet", "rkd+reviewkd+crd", "taid+sinkd"]
+RUNS = [(name, task) for name in METHODS + COMBINED for task in tasks_of(name)]
 
 alone = cache(train)
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
-@pytest.mark.parametrize("name", METHODS + COMBINED)
-def test_two_ranks_train_as_one_process(name: str, sharding: str, masked: bool, pair: Any) -> None:
+@pytest.mark.parametrize(("name", "task"), RUNS)
+def test_two_ranks_train_as_one_process(name: str, task: str, sharding: str, masked: bool, pair: Any) -> None:
     if sharding in excluded(name):
         assert f"this launch is {sharding}" in refusal(name, sharding)
         return
-    first, second = pair.run(train, name, sharding, masked)
+    first, second = pair.run(train, name, sharding, masked, "fp32", task)
     for found in (first, second):
-        assert_same(alone(name, "ddp", masked), found)
+        assert_same(alone(name, "ddp", masked, "fp32", task), found)
     if masked:
         assert 0 in first["counted"] + second["counted"]
         assert first["counted"] != second["counted"]
@@ -43,7 +44,7 @@ def test_two_ranks_train_as_one_process(name: str, sharding: str, masked: bool, 
 @pytest.mark.parametrize("name", PROCEDURES)
 def test_a_procedure_on_two_ranks_is_that_of_one(name: str, sharding: str, pair: Any, tmp_path: Path) -> None:
     values = recipe(name, checkpoint={}, sharding=sharding)
-    if name not in MODELS:
+    if name not in MODELS and not on_tokens(name):
         values |= {"teacher": {"model": "digits:mlp-12"}, "student": {"model": "digits:mlp-10"}}
     found = pair.run(distilled, values, str(tmp_path / "two"))
     if sharding in excluded(name):
@@ -51,7 +52,8 @@ def test_a_procedure_on_two_ranks_is_that_of_one(name: str, sharding: str, pair:
         assert not (tmp_path / "two").exists()
         return
     assert found == ["done", "done"]
-    distill(values, folder=tmp_path / "one", progress=False)
+    single = values | {"train": values["train"] | {"sharding": "ddp"}}
+    distill(single, folder=tmp_path / "one", progress=False)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5, abs=1e-5)
     weights = [load_file(tmp_path / run / "student" / "model.safetensors") for run in ("one", "two")]
     # Attention does not depend on its keys' biases: what AdamW makes of the rounding there is no sign of anything.

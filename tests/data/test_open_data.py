@@ -289,7 +289,11 @@ def test_labels_of_other_splits_must_be_known(tmp_path):
             {},
             r"'nobody/nothing' is neither `digits`, a local path, nor a data set that the hub gives",
         ),
-        ("{tmp}/notes.txt", {}, r"is the file .*notes.txt'; allowed: .csv, .parquet, or a folder"),
+        (
+            "{tmp}/notes.txt",
+            {},
+            r"is the file .*notes.txt'; allowed: .csv, .parquet, .json, .jsonl, or a folder",
+        ),
         ("{tmp}/empty", {}, r"empty' cannot be read"),
         ("{tmp}", {"config": "main"}, r"data.config is for the hub"),
         ("{tmp}", {"revision": "v1"}, r"data.revision is for the hub"),

@@ -21,6 +21,7 @@ from tutelage.data import (
     SubsetSource,
     TensorSource,
     TorchSource,
+    column,
     subset,
     targets,
 )
@@ -103,6 +104,25 @@ def test_targets_are_fetched_where_they_are_not_at_hand():
     assert torch.equal(targets(subset(Plain(), [5, 2])), torch.tensor([10, 4]))
     with pytest.raises(DataError, match="no target"):
         targets(TensorSource(torch.zeros(2, 1)))
+
+
+def test_a_column_of_all_rows_is_what_batches_carry():
+    class Plain:
+        fields, fingerprint = frozenset({"index", "site"}), "plain"
+
+        def __len__(self) -> int:
+            return 700
+
+        def fetch(self, positions: Any) -> Batch:
+            rows = torch.as_tensor(positions)
+            return Batch(inputs=rows[:, None].float(), index=rows, columns={"site": rows % 3})
+
+    assert torch.equal(column(Plain(), "site"), torch.arange(700) % 3)
+    assert torch.equal(column(subset(Plain(), [5, 2, 6]), "site"), torch.tensor([2, 2, 0]))
+    at_hand = source()
+    assert torch.equal(column(at_hand, "site"), at_hand.fetch(range(20)).columns["site"])
+    with pytest.raises(DataError, match=r"no column 'index'; name it in data\.columns"):
+        column(Plain(), "index")
 
 
 def noisy(

@@ -149,6 +149,7 @@ def test_every_hook_reaches_the_methods() -> None:
         "paper",
         "kind",
         "missing",
+        "alone",  # said to them, not asked of them
     }
     refused = {"step", "optimizers", "active", "combine_gradients"}
     own = {"forward", "needs", "terms"}  # the last calls `objective`, and that the methods' own

@@ -61,9 +61,9 @@ def test_workers_change_nothing(start: int) -> None:
 
 
 def test_a_stream_goes_on_where_it_was() -> None:
-    first = Stream(loader(), torch.device("cpu"))
+    first = Stream(loader, torch.device("cpu"))
     drawn = [next(first).index.tolist() for _ in range(9)]
-    second = Stream(loader(), torch.device("cpu"))
+    second = Stream(loader, torch.device("cpu"))
     second.seek(4)
     assert [next(second).index.tolist() for _ in range(5)] == drawn[4:]
     assert second.drawn == 9

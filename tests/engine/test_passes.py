@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,18 +10,21 @@ import torch
 from torch import Tensor
 from training import make_method, make_trainer
 
-from support import Net, rows
+from support import Net, Rows, rows, train_config
 from tutelage.data.source import TensorSource, row_ids, targets
 from tutelage.engine.combine import Combined
 from tutelage.engine.distributed import check_batch_norm
+from tutelage.engine.loop import Trainer
 from tutelage.engine.passes import TrainingRows
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.spec import ModelSpec
 from tutelage.engine.step import Step
 from tutelage.engine.types import Table, first_tensor
+from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views
 from tutelage.methods.baselines.method import PlainTraining
 from tutelage.recipe.schema import ViewConfig
+from tutelage.tasks import build_task
 
 NOISE = (ViewConfig(name="noise"),)
 
@@ -64,6 +68,79 @@ def two_ranks() -> list[list[int]]:
 
 def test_ranks_share_the_rows_and_each_gets_as_many_batches(pair: Any) -> None:
     assert pair.run(two_ranks) == [[[0, 2], [4, 6], [8]], [[1, 3], [5, 7], []]]
+
+
+def tokens(count: int) -> Rows:
+    """Rows of three tokens, of which the first does not count."""
+    mask = torch.tensor([False, True, True]).expand(count, 3)
+    return Rows(torch.zeros(count, 3), torch.zeros(count, 3), mask)
+
+
+def counted_by_two() -> list[list[int]]:
+    found = TrainingRows(tokens(3), Views((), 0), Runtime("cpu"), 1).batches()
+    return [batch.mask.sum(1).tolist() for batch in found if batch.mask is not None]
+
+
+def test_a_rank_without_a_row_masks_the_tokens_of_another(pair: Any) -> None:
+    assert pair.run(counted_by_two) == [[[2], [2]], [[2], [0]]]
+
+
+def test_other_parts_of_the_data_are_passed_over_as_evaluation_sees_them() -> None:
+    data = TrainingRows(rows(6), Views(NOISE, 0), Runtime("cpu"), 4, {"validation": rows(5, seed=1)})
+    assert data.rows("train") is data
+    held_out = data.rows("validation")
+    assert index(held_out) == [[0, 1, 2, 3], [4]]
+    drawn = torch.cat([first_tensor(batch.inputs) for batch in held_out.batches(augmented=True)])
+    assert torch.equal(drawn, rows(5, seed=1).inputs)
+    with pytest.raises(
+        ValueError, match=r"no rows 'test'; this method's Needs.loaders names \['validation'\]"
+    ):
+        data.rows("test")
+
+
+class Looks(PlainTraining):
+    """Passes over its validation rows, which are fewer than a step's, and ends after two steps."""
+
+    needs = dataclasses.replace(PlainTraining.needs, loaders=("validation",))
+    seen = 0
+
+    def after_step(self, ctx: Step) -> None:
+        self.seen += sum(len(batch) for batch in ctx.rows("validation").batches())
+
+    @property
+    def ended(self) -> bool:
+        return self.seen >= 6
+
+
+def looking(**options: Any) -> Trainer:
+    method, task = Looks(Looks.Config(name="none")), build_task("classification", 4)
+    options["loaders"] = {"validation": rows(3)}
+    return Trainer(Runtime("cpu"), Net(), method, task, rows(), train_config(), **options)
+
+
+def test_rows_that_are_only_passed_over_may_be_fewer_than_a_step_takes() -> None:
+    made = looking()
+    made.run(1)
+    assert made.method.seen == 3
+    with pytest.raises(ValueError, match=r"train.batch_size is 8, but an epoch has 3 rows"):
+        next(Step(made.setup, made.example, 0).loader("validation"))
+
+
+def test_a_method_may_end_its_training(tmp_path: Any) -> None:
+    """The last step is evaluated and saved; a run that goes on does nothing more."""
+    evaluated: list[int] = []
+
+    def evaluate(trainer: Trainer) -> dict[str, float]:
+        evaluated.append(trainer.step)
+        return {"accuracy": 1.0}
+
+    made = looking(validation=Validation(evaluate, every=1000), folder=tmp_path)
+    made.fit()
+    assert (made.step, made.total_steps, evaluated) == (2, 4, [2])
+    assert made.progress.stopped_early
+    again = looking(validation=Validation(evaluate, every=1000), folder=tmp_path)
+    again.fit()
+    assert (again.step, evaluated) == (2, [2])
 
 
 def test_what_the_source_knows_is_found_through_it() -> None:

@@ -107,7 +107,14 @@ def test_an_unknown_name_gives_the_correction(name: str, message: str) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model": "digits:mlp-4", "options": {"depth": 3}}, "no option 'depth'; it has head_bias"),
+        (
+            {"model": "digits:mlp-4", "options": {"depth": 3}},
+            "no option 'depth'; it has head_bias, confidence",
+        ),
+        (
+            {"model": "digits:mlp-4", "options": {"confidence": -1.0}},
+            "confidence is -1.0; allowed: numbers above 0",
+        ),
         ({"model": "cifar:resnet20", "options": {"depth": 3}}, "no option 'depth'; it has none"),
         ({"model": "timm:resnet10t", "options": {"depht": 3}}, "timm:resnet10t has no option 'depht'"),
         ({"model": "cifar:resnet20", "weights": "pretrained"}, "no published weights"),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
+import pytest
 import torch
+from small_text import packed, text_model
 from torch import Tensor, nn
 
 from tutelage.engine.compile import compile_regions
@@ -67,3 +70,28 @@ def test_keyword_inputs() -> None:
             return self.fc(left + right)
 
     assert profile_model(Model(), {"left": torch.randn(2, 3), "right": torch.randn(2, 3)}).flops == 12
+
+
+@pytest.mark.filterwarnings(
+    "ignore:_compile flag on create_block_mask:DeprecationWarning"
+)  # transformers' own call
+@pytest.mark.parametrize(
+    "attention", ["eager", "sdpa", pytest.param("flex_attention", marks=pytest.mark.slow)]
+)
+def test_a_causal_model_on_a_packed_row(attention: str) -> None:
+    """Two layers of width 32 on 12 tokens: queries and output, keys and values of half the heads, the gated network of
+    48, the head over 128 rows; scores and their product with the values."""
+    module: Any = text_model("llama", attention=attention).module
+    cost = profile_model(module, packed())
+    products = 2 * (2 * 32 * 32 + 2 * 32 * 16 + 3 * 32 * 48) + 32 * 128
+    assert cost.flops == 2 * 12 * products + 2 * 2 * 2 * 12 * 12 * 32
+    assert cost.parameters == products + 32 * 128 + 5 * 32
+    assert cost.latency_ms > 0
+    assert module.config._attn_implementation == attention
+
+
+def test_tied_weights_count_once() -> None:
+    module: Any = text_model("gpt2").module
+    cost = profile_model(module, packed())
+    assert module.lm_head.weight is module.transformer.wte.weight
+    assert cost.parameters == sum(tensor.numel() for tensor in set(module.parameters()))

@@ -7,6 +7,7 @@ import torch
 
 from tutelage.engine.spec import ModelSpec
 from tutelage.models import ModelError, build_model
+from tutelage.recipe.schema import ModelConfig
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,18 @@ def test_digits_nets(
     assert [spec.shape(path) for path in stages] == shapes
     if parameters is not None:
         assert sum(parameter.numel() for parameter in module.parameters()) == parameters
+
+
+def test_a_confident_net_is_surer_of_itself_than_it_was_trained_to_be() -> None:
+    config = ModelConfig(model="digits:mlp-4", options={"confidence": 5.0})
+    plain, sure = (
+        build_model(each, outputs=3, input_shape=(13,), seed=1).module for each in ("digits:mlp-4", config)
+    )
+    assert sure.state_dict().keys() == plain.state_dict().keys()
+    inputs = torch.randn(2, 13)
+    torch.testing.assert_close(sure.train()(inputs), plain(inputs))
+    torch.testing.assert_close(sure.eval()(inputs), 5 * plain(inputs))
+    assert ModelSpec.of("net", sure, inputs).head == "head"
 
 
 def test_an_mlp_takes_rows_of_numbers_and_a_cnn_does_not() -> None:

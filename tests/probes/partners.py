@@ -70,5 +70,5 @@ class Backwards(ShuffleSampler):
 
 
 class Chooses(Halves):
-    def sampler(self, source: Any) -> Any:
+    def sampler(self, source: Any, train: Any) -> Any:
         return Backwards(len(source), 0)

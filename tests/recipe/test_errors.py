@@ -68,7 +68,8 @@ def test_every_error_comes_at_once_one_line_each() -> None:
     [
         (
             "task",
-            'got "clasification"; allowed: classification, multilabel or regression; did you mean classification?',
+            'got "clasification"; allowed: classification, multilabel, regression, language-model or '
+            "token-classification; did you mean classification or token-classification?",
         ),
         (
             "data.validation",

@@ -91,7 +91,7 @@ def _print_result(made: CacheResult, as_json: bool) -> None:
                 "rows": plan.data.rows,
                 "views": plan.views.number,
                 "files": plan.shards,
-                "bytes": manifest.bytes,
+                "bytes": made.bytes,
                 "made": len(made.made),
                 "seconds": made.seconds,
                 "rows_per_second": rate,
@@ -105,7 +105,7 @@ def _print_result(made: CacheResult, as_json: bool) -> None:
         ["teacher", plan.teacher.model],
         ["rows", f"{plan.data.rows} × {plan.views.number} views"],
         ["kept", f"{', '.join(kept)}, {plan.cache.dtype}"],
-        ["size", f"{figures.amount(manifest.bytes)}B in {plan.shards} files"],
+        ["size", f"{figures.amount(made.bytes)}B in {plan.shards} files"],
         [
             "made now",
             f"{len(made.made)} files, {figures.amount(rate)} rows/s" if made.made else "none: all whole",

@@ -16,6 +16,7 @@ MODELS = (
     "cifar:vgg13",
     "cifar:wrn-16-2",
     "cifar:wrn-40-2",
+    "config:",
     "digits:cnn-4-8-16",
     "digits:cnn-16-32-64",
     "digits:mlp-64-16",

@@ -9,7 +9,7 @@ import typer
 
 from tutelage.cli import figures
 from tutelage.cli.complete import export_formats
-from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table
+from tutelage.cli.output import AsJson, kept_for_json, print_json, print_table, say
 
 
 def export(
@@ -59,14 +59,14 @@ def _upload(folder: Path, name: str, yes: bool) -> str | None:
     from tutelage.export import hub
 
     files = hub.uploads(folder)
-    typer.echo(f"to upload to {name}:")
+    say(f"to upload to {name}:")
     for file, size in files.items():
-        typer.echo(f"  {file}  {size:,} bytes")
+        say(f"  {file}  {size:,} bytes")
     if not yes and not typer.confirm(f"Upload {len(files)} files, {sum(files.values()):,} bytes?"):
-        typer.echo("nothing was uploaded")
+        say("nothing was uploaded")
         return None
     address = hub.push(folder, name)
-    typer.echo(f"uploaded {address}")
+    say(f"uploaded {address}")
     return address
 
 
@@ -105,7 +105,7 @@ def _print(done: dict[str, Any]) -> None:
     print_table(columns, rows, title=title, right=columns[2:])
     for title, entry in done["formats"].items():
         if left := (entry.get("quantised") or {}).get("left"):
-            typer.echo(f"{title}: floats stay in {', '.join(left)}")
+            say(f"{title}: floats stay in {', '.join(left)}")
         if "quantised" in entry and entry["bytes"] >= done["student_bytes"]:
-            typer.echo(f"{title}: the file is not smaller; so small a model is mostly graph")
-    typer.echo(f"card     {Path(done['folder']) / 'README.md'}")
+            say(f"{title}: the file is not smaller; so small a model is mostly graph")
+    say(f"card     {Path(done['folder']) / 'README.md'}")

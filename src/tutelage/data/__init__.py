@@ -9,10 +9,14 @@ from tutelage.data.source import (
     RowSource,
     SubsetSource,
     TensorSource,
+    column,
     row_ids,
     subset,
     targets,
 )
+from tutelage.data.streams import TokenStream, Window
+from tutelage.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer, vocabulary_difference
+from tutelage.data.tokens import TokenSource
 from tutelage.data.torch_source import TorchSource
 
 __all__ = [
@@ -24,11 +28,19 @@ __all__ = [
     "RowSource",
     "SubsetSource",
     "TensorSource",
+    "TokenSource",
+    "TokenStream",
+    "Tokenizer",
     "TorchSource",
+    "Window",
     "WrongLabels",
+    "column",
     "describe_rows",
+    "load_tokenizer",
     "open_data",
     "row_ids",
     "subset",
     "targets",
+    "train_tokenizer",
+    "vocabulary_difference",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,19 @@ class Column:
         if self.values.null_count:
             row = int(np.flatnonzero(self.values.is_null().to_numpy(zero_copy_only=False))[0])
             raise self.fault(row, "is missing; remove the row or fill it")
+
+
+@dataclass(frozen=True)
+class ListColumn(Column):
+    """A column of lists: ``values`` are the entries of all lists, one list after the other; row r's are
+    ``values[offsets[r]:offsets[r + 1]]``."""
+
+    offsets: NDArray[np.int64] = field(default_factory=lambda: np.zeros(1, dtype=np.int64))
+
+    def fault(self, row: int, what: str) -> DataError:
+        owner = int(np.searchsorted(self.offsets, row, side="right")) - 1
+        place = f"entry {row - int(self.offsets[owner])} of row {owner}"
+        return DataError(f"{place} of column {self.name!r}, split {self.split!r}, {what}")
 
 
 def numbers(column: Column) -> NDArray[np.float64]:

@@ -23,11 +23,12 @@ class Digits:
 
     sizes: Mapping[str, int] = MappingProxyType({"train": 1797})
     class_names: tuple[str, ...] | None
+    tokenizer = None
 
     def __init__(self, config: DataConfig, task: str) -> None:
         from sklearn.datasets import load_digits
 
-        for name in ("config", "revision", "image", "features", "target", "columns", "image_size"):
+        for name in ("config", "revision", "image", "features", "target", "columns", "image_size", "text"):
             if getattr(config, name):
                 raise DataError(
                     f"data.{name} is {getattr(config, name)!r}, but `digits` is 8×8 images with one label; leave it out"

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tutelage.data.source import RowSource
 from tutelage.data.splits import Rows
+from tutelage.data.tokenizer import Tokenizer
 
 
 class Reading(Protocol):
@@ -19,6 +20,10 @@ class Reading(Protocol):
 
     @property
     def class_names(self) -> tuple[str, ...] | None: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """That made the inputs, where rows are text."""
 
     @property
     def scale(self) -> Tensor:

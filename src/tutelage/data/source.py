@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tutelage.engine.loading import Source
 from tutelage.engine.philox import Counter
-from tutelage.engine.types import Batch
+from tutelage.engine.types import Batch, Inputs
 from tutelage.engine.views import to_float
 
 
@@ -30,9 +30,11 @@ class RowSource(ABC):
         fingerprint: sha256 of what the rows are.
         names: for columns of codes, the name of each code.
         constant: whether a position gives the same row in every epoch.
+        packing_fingerprint: of packed tokens, sha256 of what a row's id stands for, however many rows there are.
     """
 
     constant = False
+    packing_fingerprint: str | None = None
     fields: frozenset[str]
     fingerprint: str
     names: Mapping[str, Sequence[str]]
@@ -90,8 +92,12 @@ class ArraySource(RowSource):
     def __len__(self) -> int:
         return len(self.index)
 
+    def column(self, name: str) -> Tensor:
+        """A column of all rows."""
+        return self.columns[name]
+
     @abstractmethod
-    def inputs(self, rows: Tensor) -> Tensor:
+    def inputs(self, rows: Tensor) -> Inputs:
         """Inputs at positions ``rows`` (int64)."""
 
     def fetch(self, positions: Sequence[int]) -> Batch:
@@ -159,6 +165,7 @@ class SubsetSource(RowSource):
                 )
         self.fields, self.constant = source.fields, getattr(source, "constant", False)
         self.names = getattr(source, "names", {})
+        self.packing_fingerprint = getattr(source, "packing_fingerprint", None)
         self.fingerprint = digest(["subset", source.fingerprint, tensor_digest(self.positions)])
 
     @property
@@ -176,6 +183,10 @@ class SubsetSource(RowSource):
 
     def fetch(self, positions: Sequence[int]) -> Batch:
         return self.source.fetch(self.positions[torch.as_tensor(positions, dtype=torch.int64)].tolist())
+
+    def column(self, name: str) -> Tensor:
+        """A column of all rows."""
+        return column(self.source, name)[self.positions]
 
     def set_epoch(self, epoch: int) -> None:
         if hasattr(self.source, "set_epoch"):
@@ -247,10 +258,23 @@ def row_ids(source: Source) -> Tensor:
     return _fetched(source, "index") if known is None else known
 
 
+def column(source: Source, name: str) -> Tensor:
+    """A column of all rows, ``[rows]``.
+
+    Raises:
+        DataError: the rows do not carry it.
+    """
+    if name not in source.fields - {"target", "index", "mask"}:
+        raise DataError(f"these rows have no column {name!r}; name it in data.columns")
+    known: Callable[[str], Tensor] | None = getattr(source, "column", None)
+    return _fetched(source, name) if known is None else known(name)
+
+
 def _fetched(source: Source, field: str) -> Tensor:
     parts = []
     for start in range(0, len(source), 512):
-        value = getattr(source.fetch(list(range(start, min(start + 512, len(source))))), field)
+        batch = source.fetch(list(range(start, min(start + 512, len(source)))))
+        value = batch.columns[field] if field in batch.columns else getattr(batch, field)
         if value is None:
             raise DataError(f"these rows have no {field}; see `data` in the recipe")
         parts.append(value)

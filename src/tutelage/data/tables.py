@@ -16,9 +16,10 @@ from tutelage.data.columns import Column, Travelling, class_ids, matrix, travell
 from tutelage.data.images import Format, ImageSource, ImageTable
 from tutelage.data.source import DataError, RowSource, TensorSource, digest, tensor_digest
 from tutelage.data.splits import Rows
+from tutelage.data.tokenizer import Tokenizer
 from tutelage.recipe.schema import DataConfig
 
-_FILES = {".csv": "csv", ".parquet": "parquet"}
+_FILES = {".csv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 _HASHED = 2**30
 """Bytes of local files up to which the fingerprint is that of their contents, not the library's."""
 _TARGETS = ("label", "labels", "target", "class", "fine_label")
@@ -33,82 +34,35 @@ class Tables:
 
     def __init__(self, config: DataConfig, task: str) -> None:
         self.config, self.task = config, task
-        self.splits, self.fingerprint = _load(config)
+        self.splits, self.fingerprint = load_splits(config)
         self.sizes: Mapping[str, int] = {name: len(rows) for name, rows in self.splits.items()}
 
     def read(self, splits: Sequence[str], train: str) -> ReadTables:
-        return ReadTables(self, list(dict.fromkeys(splits)), train)
+        return ReadTables(self, splits, train)
 
 
-class ReadTables:
-    """The columns of some splits: targets and travelling columns in memory, images decoded when fetched."""
+class ReadColumns:
+    """The columns of some splits: travelling ones in memory, and targets."""
 
-    def __init__(self, tables: Tables, splits: list[str], train: str) -> None:
-        self.tables, self.config, self.names = tables, tables.config, splits
+    tokenizer: Tokenizer | None = None
+
+    def __init__(self, tables: Tables, splits: Sequence[str], train: str) -> None:
+        self.tables, self.config, self.names = tables, tables.config, list(dict.fromkeys(splits))
         self.features = tables.splits[train].features
-        self.image = self._image_column()
-        self.format: Format | None = None
-        self.inputs: dict[str, Tensor] = {}
         self.scale = torch.ones(())
-        if self.image is not None:
-            self.format = self._images(train).format(self.config.image_size)
-        else:
-            self.inputs = {split: matrix(self._columns(split, self.config.features)) for split in splits}
-            self.scale = self.inputs[train].amax(0) - self.inputs[train].amin(0)
         self.columns: dict[str, Travelling] = {
-            name: travelling({split: self._column(split, name) for split in splits})
+            name: travelling({split: self._column(split, name) for split in self.names})
             for name in self.config.columns
         }
-        self.outputs, self.class_names, self.targets = self._targets(train)
 
-    def source(self, rows: Rows) -> RowSource:
+    def travelling_of(self, rows: Rows) -> dict[str, Any]:
+        """Travelling columns of some rows, and the names of their codes."""
         ids = torch.from_numpy(rows.ids)
-        config, split = self.config, rows.split
-        shared: dict[str, Any] = {
-            "index": ids,
-            "target": self.targets[split][ids],
-            "columns": {name: column.values[split][ids] for name, column in self.columns.items()},
-            "names": {
-                name: column.names for name, column in self.columns.items() if column.names is not None
-            },
-            "fingerprint": digest(
-                [
-                    [self.tables.fingerprint, split, tensor_digest(ids), self.tables.task],
-                    [self.image, config.image_size, config.features, config.target, config.columns],
-                    [tensor_digest(self.targets[split]), self.class_names],
-                ]
-            ),
+        named = {name: column.names for name, column in self.columns.items() if column.names is not None}
+        return {
+            "columns": {name: column.values[rows.split][ids] for name, column in self.columns.items()},
+            "names": named,
         }
-        if self.format is not None:
-            return ImageSource(self._images(split), self.format, **shared)
-        return TensorSource(self.inputs[split][ids], **shared)
-
-    def _images(self, split: str) -> ImageTable:
-        assert self.image is not None
-        rows = self.tables.splits[split].select_columns([self.image]).with_format("arrow")
-        return ImageTable(rows, self.image, split, _roots(self.config))
-
-    def _image_column(self) -> str | None:
-        """The column with images; None where `features` are the inputs."""
-        if self.config.features:
-            if self.config.image_size is not None:
-                raise DataError("data.image_size is set, but data.features are numbers; leave one out")
-            return None
-        named = self.config.image
-        if named is not None:
-            self._refuse_unknown(named, "data.image", self.features)
-            kind = self.features[named]
-            if not _holds_images(kind) and getattr(kind, "dtype", None) != "binary":
-                raise DataError(f"data.image is {named!r}, whose values are no images: {kind}")
-            return named
-        found: list[str] = [name for name, kind in self.features.items() if _holds_images(kind)]
-        if len(found) != 1:
-            wanted = "set data.image to one of them" if found else "set data.features to columns with numbers"
-            raise DataError(
-                f"{self.config.path} has {len(found)} columns with images ({', '.join(found) or 'none'}); {wanted}. "
-                f"Columns: {', '.join(self.features)}"
-            )
-        return found[0]
 
     def _targets(self, train: str) -> tuple[int, tuple[str, ...] | None, dict[str, Tensor]]:
         """Outputs, class names, and targets by split."""
@@ -168,6 +122,68 @@ class ReadTables:
         raise DataError(f"{where}: {place} has no column {name!r}; there are {', '.join(known)}{hint}")
 
 
+class ReadTables(ReadColumns):
+    """Targets and numbers in memory, images decoded when fetched."""
+
+    def __init__(self, tables: Tables, splits: Sequence[str], train: str) -> None:
+        super().__init__(tables, splits, train)
+        self.image = self._image_column()
+        self.format: Format | None = None
+        self.inputs: dict[str, Tensor] = {}
+        if self.image is not None:
+            self.format = self._images(train).format(self.config.image_size)
+        else:
+            self.inputs = {split: matrix(self._columns(split, self.config.features)) for split in self.names}
+            self.scale = self.inputs[train].amax(0) - self.inputs[train].amin(0)
+        self.outputs, self.class_names, self.targets = self._targets(train)
+
+    def source(self, rows: Rows) -> RowSource:
+        ids = torch.from_numpy(rows.ids)
+        config, split = self.config, rows.split
+        shared: dict[str, Any] = {
+            "index": ids,
+            "target": self.targets[split][ids],
+            **self.travelling_of(rows),
+            "fingerprint": digest(
+                [
+                    [self.tables.fingerprint, split, tensor_digest(ids), self.tables.task],
+                    [self.image, config.image_size, config.features, config.target, config.columns],
+                    [tensor_digest(self.targets[split]), self.class_names],
+                ]
+            ),
+        }
+        if self.format is not None:
+            return ImageSource(self._images(split), self.format, **shared)
+        return TensorSource(self.inputs[split][ids], **shared)
+
+    def _images(self, split: str) -> ImageTable:
+        assert self.image is not None
+        rows = self.tables.splits[split].select_columns([self.image]).with_format("arrow")
+        return ImageTable(rows, self.image, split, _roots(self.config))
+
+    def _image_column(self) -> str | None:
+        """The column with images; None where `features` are the inputs."""
+        if self.config.features:
+            if self.config.image_size is not None:
+                raise DataError("data.image_size is set, but data.features are numbers; leave one out")
+            return None
+        named = self.config.image
+        if named is not None:
+            self._refuse_unknown(named, "data.image", self.features)
+            kind = self.features[named]
+            if not _holds_images(kind) and getattr(kind, "dtype", None) != "binary":
+                raise DataError(f"data.image is {named!r}, whose values are no images: {kind}")
+            return named
+        found: list[str] = [name for name, kind in self.features.items() if _holds_images(kind)]
+        if len(found) != 1:
+            wanted = "set data.image to one of them" if found else "set data.features to columns with numbers"
+            raise DataError(
+                f"{self.config.path} has {len(found)} columns with images ({', '.join(found) or 'none'}); {wanted}. "
+                f"Columns: {', '.join(self.features)}"
+            )
+        return found[0]
+
+
 def _roots(config: DataConfig) -> list[Path]:
     """Where files of images lie: in the data's own folder, or where the libraries put what the hub gave."""
     import datasets
@@ -196,8 +212,12 @@ def _refuse_not_a_share(values: Tensor, split: str, names: Sequence[str]) -> Non
         )
 
 
-def _load(config: DataConfig) -> tuple[dict[str, Any], str]:
-    """Splits by name, and the fingerprint of all."""
+def load_splits(config: DataConfig, *, streaming: bool = False) -> tuple[dict[str, Any], str]:
+    """Splits by name, and the fingerprint of all; ``streaming``: splits that are read as they come.
+
+    Raises:
+        DataError: a path that does not exist, or that the library cannot read.
+    """
     import datasets
 
     path = Path(config.path).expanduser()
@@ -219,11 +239,14 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], str]:
     with _quiet():
         try:
             if path.is_file():
-                found = datasets.load_dataset(_FILES[path.suffix], data_files={"train": str(path)})
+                files = {"train": str(path)}
+                found = datasets.load_dataset(_FILES[path.suffix], data_files=files, streaming=streaming)
             elif local:
-                found = datasets.load_dataset(str(path))
+                found = datasets.load_dataset(str(path), streaming=streaming)
             else:
-                found = datasets.load_dataset(config.path, name=config.config, revision=config.revision)
+                found = datasets.load_dataset(
+                    config.path, name=config.config, revision=config.revision, streaming=streaming
+                )
         except Exception as error:  # files may be broken in any way, and each parser has errors of its own
             reason = str(error.__cause__ or error).strip().splitlines()
             if local and "corresponds to no data" in str(error):
@@ -236,6 +259,8 @@ def _load(config: DataConfig) -> tuple[dict[str, Any], str]:
             ) from error
     splits = dict(found)
     mark = _content_digest(path) if local else None
+    if mark is None and streaming:  # nothing was read yet: what it is called is all there is
+        mark = digest([config.path, config.config, config.revision])
     return splits, mark or digest({name: rows._fingerprint for name, rows in splits.items()})
 
 

@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from tutelage.engine.writing import file_sha256
+
 T = TypeVar("T")
 Tensors = dict[str, dict[str, Tensor]]
 """File stem → name → tensor."""
@@ -182,7 +184,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def synced(path: Path) -> FileRecord:
     """Flush a file to disk; its size and SHA-256."""
     sync(path)
-    return FileRecord(bytes=path.stat().st_size, sha256=_hash(path))
+    return FileRecord(bytes=path.stat().st_size, sha256=file_sha256(path))
 
 
 def sync(path: Path) -> None:
@@ -239,7 +241,7 @@ def verify(folder: Path, manifest: Manifest) -> None:
             raise damaged(folder, f"{name} is missing")
         if (size := path.stat().st_size) != wanted.bytes:
             raise damaged(folder, f"{name} has {size} bytes, not {wanted.bytes}")
-        if _hash(path) != wanted.sha256:
+        if file_sha256(path) != wanted.sha256:
             raise damaged(folder, f"the content of {name} is not what was written")
 
 
@@ -283,8 +285,3 @@ def damaged(folder: Path, reason: str) -> DamagedCheckpointError:
 def checksum(content: Mapping[str, Any]) -> str:
     """Of the manifest's content itself."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -16,6 +16,7 @@ from tutelage.engine.spec import ModelSpec
 from tutelage.engine.step import Step
 from tutelage.engine.types import Batch, Outputs, Table, Taps, Term, Terms
 from tutelage.recipe.config import MethodConfig
+from tutelage.recipe.schema import TrainConfig
 
 if TYPE_CHECKING:
     from tutelage.engine.loading import Sampler
@@ -48,6 +49,8 @@ class Combined(Method):
         if reasons:
             raise PairingError("\n".join(reasons))
         self.methods: Any = nn.ModuleList(methods)
+        for method in methods:
+            method.alone = False
         self.label_weight = label_weight
         self.needs = merged(list(needs.values()))
         self.tapped: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
@@ -74,9 +77,13 @@ class Combined(Method):
         for method in self.methods:
             method.prepare(data, student, teacher)
 
-    def sampler(self, source: Any) -> Sampler | None:
-        found = (method.sampler(source) for method in self.methods)
+    def sampler(self, source: Any, train: TrainConfig) -> Sampler | None:
+        found = (method.sampler(source, train) for method in self.methods)
         return next((sampler for sampler in found if sampler is not None), None)
+
+    @property
+    def ended(self) -> bool:
+        return any(method.ended for method in self.methods)
 
     def count(self, batch: Batch) -> dict[str, int | Tensor]:
         """Rows, and what a method counts in its own way apart from the others' kinds."""

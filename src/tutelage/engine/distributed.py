@@ -89,6 +89,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def is_sharded(module: nn.Module) -> bool:
+    """Whether ranks share its parameters, so that only all of them together can run it."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
 class AllRanksBatchNorm(_BatchNorm):
     """BatchNorm whose statistics are taken over the rows of all ranks by a differentiable all-reduce.
 
@@ -169,21 +174,35 @@ def replicate(module: TrainStep, *, find_unused: bool) -> DistributedDataParalle
         )
 
 
-def shard(module: nn.Module, blocks: Iterable[nn.Module] = (), *, keep_root: bool = True) -> None:
+def shard(
+    module: nn.Module,
+    blocks: Iterable[nn.Module] = (),
+    *,
+    keep_root: bool = True,
+    dtype: torch.dtype | None = None,
+    offload: bool = False,
+) -> None:
     """Shard a module's parameters over all ranks with torch's ``fully_shard``: each block is a unit, the module itself
     the root. After it every parameter is a ``DTensor``. A module without parameters stays as it is.
 
     Args:
         keep_root: keep what lies in no block whole from a forward to its backward, which then need not gather it anew;
             False for a module that has no backward.
+        dtype: in which blocks are gathered; none: as they are. Autocast would keep a rounded copy of every block until
+            the backward pass.
+        offload: shards lie in CPU memory, and come to the device as they are gathered.
     """
-    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+    where: OffloadPolicy = OffloadPolicy()
+    if offload:
+        where = CPUOffloadPolicy(pin_memory=torch.accelerator.is_available())
+    rounded = MixedPrecisionPolicy(dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in blocks:
         if next(block.parameters(), None) is not None:
-            fully_shard(block)
+            fully_shard(block, mp_policy=rounded if dtype else MixedPrecisionPolicy(), offload_policy=where)
     if next(module.parameters(), None) is not None:
-        fully_shard(module, reshard_after_forward=None if keep_root else True)
+        fully_shard(module, reshard_after_forward=None if keep_root else True, offload_policy=where)
 
 
 def average_gradients(gradients: list[Tensor | None]) -> None:

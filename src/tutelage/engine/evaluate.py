@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from tutelage.engine.loading import Source
+from tutelage.engine.spread import SpreadHead
 from tutelage.engine.types import Batch, Outputs
 from tutelage.engine.views import to_float
 
@@ -125,6 +126,9 @@ def _collect(
         rows = source.fetch(positions or [0])
         batch = to_float(rows.to(device))
         outputs, compared = student(batch), teacher(batch) if teacher is not None else None
+        for each in (outputs, compared):
+            if each is not None and isinstance(each.head, SpreadHead):
+                each.head = each.head.whole()  # a collective too
         if not positions:
             continue
         for metric in metrics.values():

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tutelage.engine.distributed import gather_rows
+from tutelage.engine.spread import SpreadHead
 from tutelage.engine.types import Batch, Outputs, first_tensor
 
 
@@ -50,7 +51,8 @@ class AllRows:
 
 class _Gathered(Outputs):
     def __init__(self, own: Outputs, gather: Callable[[Any], Any]) -> None:
-        super().__init__(head=own.head)
+        # Losses that get the rows of all ranks would gather them once more for a spread head.
+        super().__init__(head=own.head.whole() if isinstance(own.head, SpreadHead) else own.head)
         del self.hidden  # it is read lazily, as below
         self._own, self._gather = own, gather
         self.features = _Lazy(own.features, gather)

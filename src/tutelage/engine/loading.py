@@ -167,10 +167,11 @@ class Loader:
 
 
 class Stream:
-    """An endless shuffled loader beside the main one (``ctx.loader(name)``); ``drawn`` is all its state."""
+    """An endless shuffled loader beside the main one (``ctx.loader(name)``), made when it is first drawn from;
+    ``drawn`` is all its state."""
 
-    def __init__(self, loader: Loader, device: torch.device) -> None:
-        self.loader, self.device, self.drawn = loader, device, 0
+    def __init__(self, make: Callable[[], Loader], device: torch.device) -> None:
+        self.make, self.device, self.drawn = make, device, 0
         self._iterator: Iterator[list[Batch]] | None = None
 
     def __iter__(self) -> Stream:
@@ -178,7 +179,7 @@ class Stream:
 
     def __next__(self) -> Batch:
         if self._iterator is None:
-            self._iterator = self.loader.steps(self.drawn)
+            self._iterator = self.make().steps(self.drawn)
         self.drawn += 1
         return next(self._iterator)[0].to(self.device)
 

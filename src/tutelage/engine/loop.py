@@ -16,10 +16,13 @@ from tutelage.engine.checkpoint import CheckpointFolder
 from tutelage.engine.diagnosis import describe
 from tutelage.engine.distributed import replicate
 from tutelage.engine.events import Events
+from tutelage.engine.exhausted import memory_explained, situation_of
+from tutelage.engine.feeding import feed, make_loader
 from tutelage.engine.finite import FiniteGuard, check_terms
 from tutelage.engine.gradients import clip_, grad_norm
+from tutelage.engine.heads import HeadPlan
 from tutelage.engine.interrupt import Interrupted, StopRequest
-from tutelage.engine.loading import Loader, Sampler, ShuffleSampler, Source, Stream
+from tutelage.engine.loading import ShuffleSampler, Source, Stream
 from tutelage.engine.method import Method
 from tutelage.engine.metrics import step_record
 from tutelage.engine.optim import build_optimizers
@@ -30,9 +33,11 @@ from tutelage.engine.setup import wire
 from tutelage.engine.sharded import load_together, mesh_of, save_together
 from tutelage.engine.state import restore, snapshot
 from tutelage.engine.step import Setup, Step, trained_names
-from tutelage.engine.taps import Tapped, outputs_of
+from tutelage.engine.streaming import RowStream
+from tutelage.engine.taps import Tapped
 from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Batch, Outputs, Table
+from tutelage.engine.units import let_go, may_be_sharded
 from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views
 from tutelage.recipe.schema import TrainConfig
@@ -65,13 +70,15 @@ class Trainer:
         student: the bare model; its parameters are trained.
         method: the method, not yet built.
         task: gives the label loss and the first batch's check.
-        source: training rows.
+        source: training rows; of a stream, those of its first window.
+        stream: what is trained on in place of ``source``.
         config: the recipe's ``train`` part.
         teachers: by name; empty where there is none.
         views: random changes of the rows; none: rows as they are.
         loaders: sources of the further loaders that the method needs, by name.
         workers: loader processes.
         mean, std: the student's input normalisation by channel.
+        head: where the student makes its logits, if these are to be made only where they are read.
         validation: evaluation on validation data, and what follows from it.
         folder: where checkpoints go; none: none are written.
         callbacks: objects with methods ``on_<event>``.
@@ -86,12 +93,14 @@ class Trainer:
         source: Source,
         config: TrainConfig,
         *,
+        stream: RowStream | None = None,
         teachers: Mapping[str, Teacher] | None = None,
         views: Views | None = None,
         loaders: Mapping[str, Source] | None = None,
         workers: int = 0,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        head: HeadPlan | None = None,
         validation: Validation | None = None,
         folder: Path | None = None,
         callbacks: Iterable[object] = (),
@@ -106,13 +115,13 @@ class Trainer:
         self.record: dict[str, Any] | None = None
         """Figures of the step just done, where it is one that is recorded."""
         with seeded(derive_seed(config.seed, "build")):
-            self.sampler: Sampler = method.sampler(source) or ShuffleSampler(len(source), config.seed)
-            self.loader = self._loader(source, self.sampler, workers, runtime.device)
+            self.sampler, self.loader = feed(runtime, method, source, stream, config, workers)
             self.total_steps = config.steps or (config.epochs or 0) * self.loader.steps_per_epoch
-            self.student = Tapped(student, mean=mean, std=std).to(runtime.device)
+            self.student = Tapped(student, mean=mean, std=std, head=head).to(runtime.device)
             used = dict(teachers or {}) if method.needs.teacher != "none" else {}
             self.example = self._on_device(source.fetch(list(range(min(2, len(source))))))
             wiring = wire(runtime, self.student, method, used, self.example, config)
+        further = {name: (loaders or {})[name] for name in method.needs.loaders}
         self.wiring, self.whole, self.ema, self.shipped = wiring, wiring.whole, wiring.ema, wiring.shipped
         self.setup = Setup(
             student=self.student,
@@ -123,29 +132,15 @@ class Trainer:
             seed=config.seed,
             total_steps=self.total_steps,
             steps_per_epoch=self.loader.steps_per_epoch,
-            data=TrainingRows(source, self.views, runtime, self.loader.batch_size),
-            streams={name: self._stream(name, (loaders or {})[name]) for name in method.needs.loaders},
+            data=TrainingRows(source, self.views, runtime, self.loader.batch_size, further),
+            streams={name: self._stream(name, source) for name, source in further.items()},
         )
         self._make_optimizers()
 
-    def _loader(
-        self, source: Source, sampler: Sampler, workers: int, device: torch.device | None = None
-    ) -> Loader:
-        return Loader(
-            source,
-            sampler,
-            batch_size=self.config.batch_size,
-            accumulate=self.config.accumulate,
-            rank=self.runtime.rank,
-            world=self.runtime.world,
-            workers=workers,
-            seed=self.config.seed,
-            device=device,
-        )
-
     def _stream(self, name: str, source: Source) -> Stream:
         sampler = ShuffleSampler(len(source), derive_seed(self.config.seed, "loader", name))
-        return Stream(self._loader(source, sampler, workers=0), self.runtime.device)
+        # Not yet: a method that only passes over these rows may have fewer of them than a step takes.
+        return Stream(lambda: make_loader(self.runtime, source, sampler, self.config), self.runtime.device)
 
     def _make_optimizers(self) -> None:
         specs = self.method.optimizers()
@@ -181,6 +176,7 @@ class Trainer:
         Raises:
             Interrupted: SIGTERM or Ctrl-C came; the checkpoint is written.
             NonFiniteError: a term or a gradient is not finite; the weights are those before the step.
+        OutOfMemoryError: a step needs more memory than there is.
         """
         if self.step == 0:
             self.restore()
@@ -209,7 +205,8 @@ class Trainer:
                 if self.step % self.loader.steps_per_epoch == 0:
                     self.events.emit("epoch_start", self)
                 self.events.emit("step_start", self)
-                self.last = self._train_step(next(batches))
+                with memory_explained(lambda: situation_of(self), f"step {self.step}"):
+                    self.last = self._train_step(next(batches))
                 self.progress.seconds += time.perf_counter() - started
                 self._after_step()
                 if self.step < self.total_steps and stop.requested(self.step):
@@ -285,7 +282,8 @@ class Trainer:
     def _after_step(self) -> None:
         self.progress.step += 1
         epoch_done = self.step % self.loader.steps_per_epoch == 0
-        last = self.step == self.total_steps
+        ended = self.method.ended
+        last = self.step == self.total_steps or ended
         recorded = epoch_done or last or self.step % LOG_EVERY == 0
         self.record = step_record(self, *self.last) if recorded else None
         self.events.emit("step_end", self)
@@ -293,6 +291,7 @@ class Trainer:
         if self.validation and (last or (epoch_done and self.epoch % self.validation.every == 0)):
             best = self.validation.run(self)
             self.method.after_evaluation(self.progress.metrics, Step(self.setup, self.example, self.step))
+        self.progress.stopped_early = self.progress.stopped_early or ended
         every = self.config.checkpoint.every
         due = epoch_done if every is None else self.step % every == 0
         if due or last or best or self.progress.stopped_early:
@@ -332,12 +331,12 @@ class Trainer:
             try:
                 with torch.no_grad():
                     ctx.batch = self.method.transform(ctx.batch, ctx)
-                with self.runtime.autocast():
+                with self.runtime.autocast(), memory_explained(lambda: situation_of(self), "dry step"):
                     terms = self.whole(ctx)
             finally:
                 self._put_back(buffers)
             seen = ctx.seen.get("student")
-            if seen is not None and seen.stored_logits is not None and len(ctx.batch) == len(seen.logits):
+            if seen is not None and seen.rows == len(ctx.batch):
                 self.task.check(ctx.batch, seen)
             means = self.runtime.mean({name: term.mean.detach() for name, term in terms.items()})
             check_terms(means, 0, lambda: describe(ctx, means))
@@ -353,7 +352,10 @@ class Trainer:
         """Outputs of the model that ships, in eval mode and without gradients."""
         self.shipped.eval()
         with torch.no_grad(), self.runtime.autocast():
-            return outputs_of(self.shipped(batch.inputs))
+            outputs = self.shipped.outputs(self.shipped(batch.inputs))
+        if may_be_sharded():
+            let_go(self.shipped)
+        return outputs
 
     def finished(self) -> nn.Module:
         """The plain student that ships, as the method finishes it: of the moving average where there is one. Where
@@ -362,9 +364,14 @@ class Trainer:
         return self.method.finish(held.model).eval()
 
     def plain_teachers(self) -> dict[str, Any]:
-        """What holds the teachers that are sharded, made whole on every rank: a collective call."""
-        teachers: dict[str, Any] = {name: each.module for name, each in self.setup.teachers.items()}
-        return {name: plan.filled(teachers[name]) for name, plan in self.wiring.teacher_plans.items()}
+        """What holds the teachers that are sharded, made whole on every rank: a collective call. A frozen language
+        model stays sharded: it may fit nowhere."""
+        found: dict[str, Any] = {}
+        for name, plan in self.wiring.teacher_plans.items():
+            teacher: Any = self.setup.teachers[name]
+            if teacher.offers.trainable or teacher.module.head is None:
+                found[name] = plan.filled(teacher.module)
+        return found
 
     @torch.no_grad()
     def tables(self) -> dict[str, Table]:

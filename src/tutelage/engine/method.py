@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tutelage.engine.needs import Needs
 from tutelage.engine.types import Batch, Outputs, Table, Taps, Terms
 from tutelage.recipe.config import MethodConfig
-from tutelage.recipe.schema import OptimizerConfig, ScheduleConfig
+from tutelage.recipe.schema import OptimizerConfig, ScheduleConfig, TrainConfig
 
 if TYPE_CHECKING:
     from tutelage.engine.loading import Sampler
@@ -63,6 +63,8 @@ class Method(nn.Module):
     kind: ClassVar[Kind] = "Method"
     missing: ClassVar[tuple[str, ...]] = ()
     """Parts of the card that are not built; shown in the status table."""
+    alone = True
+    """Whether no other method shares its steps: only then may a term hold the gradient of the label loss too."""
 
     def __init__(self, config: MethodConfig) -> None:
         super().__init__()
@@ -81,19 +83,30 @@ class Method(nn.Module):
     def prepare(self, data: Any, student: nn.Module, teacher: Any) -> None:
         """Passes over the data before step 0 (class means, scores). What it finds must be state: it runs once.
 
-        ``data`` is the run's `tutelage.engine.passes.TrainingRows`; ``teacher`` the first `Teacher`.
+        ``data`` is the run's `tutelage.engine.passes.TrainingRows`, ``student`` its `Tapped`; ``teacher`` the first
+        `Teacher`.
         """
 
-    def sampler(self, source: Any) -> Sampler | None:
-        """Which rows, how often. None: every row once an epoch, shuffled."""
+    def sampler(self, source: Any, train: TrainConfig) -> Sampler | None:
+        """Which rows, how often. None: every row once an epoch, shuffled.
+
+        ``train`` is the recipe's: an epoch has as many steps as the sampler's rows fill (``train.batch_size``).
+        """
         return None
+
+    @property
+    def ended(self) -> bool:
+        """Whether training ends with the step just done, before the recipe's steps are used up; every rank must say
+        the same."""
+        return False
 
     def count(self, batch: Batch) -> dict[str, int | Tensor]:
         """How many items of each kind a micro-batch has. A term's mean is weighed by its kind's share of the step."""
-        rows: int | Tensor = len(batch)
-        if batch.mask is not None and batch.mask.dim() == 1:
-            rows = batch.mask.sum()
-        return {"rows": rows}
+        if batch.mask is None:
+            return {"rows": len(batch)}
+        if batch.mask.dim() == 1:
+            return {"rows": batch.mask.sum()}
+        return {"rows": len(batch), "tokens": batch.mask.sum()}
 
     def transform(self, batch: Batch, ctx: Step) -> Batch:
         """Change a batch before any forward, without gradients; may change what ``count`` finds."""

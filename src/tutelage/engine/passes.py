@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from tutelage.engine.views import Views
 
 class TrainingRows:
     """A run's training rows as `Method.prepare` and `Step.data` give them: a `Source`, and passes over the whole of it.
+    `rows` gives those of other parts of the data in the same form.
 
     Whatever else the source has (``target``, ``ids``) is found here too.
 
@@ -22,10 +23,19 @@ class TrainingRows:
         source: the rows.
         views: the random changes that training draws.
         batch_size: rows of a batch of a pass.
+        further: sources of the other parts, by name.
     """
 
-    def __init__(self, source: Source, views: Views, runtime: Runtime, batch_size: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        runtime: Runtime,
+        batch_size: int,
+        further: Mapping[str, Source] | None = None,
+    ) -> None:
         self.source, self.views, self.runtime, self.batch_size = source, views, runtime, batch_size
+        self.further = dict(further or {})
         self.fields, self.fingerprint = source.fields, source.fingerprint
 
     def __len__(self) -> int:
@@ -33,6 +43,20 @@ class TrainingRows:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["source"], name)
+
+    def rows(self, name: str) -> TrainingRows:
+        """The rows of another part, ``validation``, as evaluation sees them; ``train`` is this one.
+
+        Raises:
+            ValueError: a part that the method's ``Needs.loaders`` does not name.
+        """
+        if name == "train":
+            return self
+        if name not in self.further:
+            raise ValueError(f"no rows {name!r}; this method's Needs.loaders names {sorted(self.further)}")
+        return TrainingRows(
+            self.further[name], Views((), self.views.seed), self.runtime, self.batch_size, self.further
+        )
 
     def batches(self, *, augmented: bool = False, most: int | None = None) -> Iterator[Batch]:
         """Every row once, in order, in batches on the device; each rank gets its share.
@@ -54,7 +78,8 @@ class TrainingRows:
     def _batch(self, positions: list[int], augmented: bool, *, masked: bool) -> Batch:
         batch = self.source.fetch(positions)
         if masked:
-            batch = batch.replace(mask=torch.zeros(len(batch)))
+            none = torch.zeros(len(batch)) if batch.mask is None else torch.zeros_like(batch.mask)
+            batch = batch.replace(mask=none)
         views = self.views if augmented else Views((), self.views.seed)
         view = torch.zeros(len(batch), dtype=torch.int64)
         draws = views.draw(batch, view)

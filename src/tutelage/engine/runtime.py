@@ -85,6 +85,16 @@ class Runtime:
         """Whether this rank writes."""
         return self.rank == 0
 
+    def shares_teachers(self, config: TrainConfig) -> bool:
+        """Whether ranks share a frozen teacher's weights."""
+        as_student = self.sharding == "fsdp"
+        return as_student if self.world == 1 or config.shard_teacher is None else config.shard_teacher
+
+    @property
+    def half(self) -> torch.dtype | None:
+        """The number format of products in half precision; none where they are as models are."""
+        return _DTYPES.get(self.precision)
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.precision == "fp32":
             return contextlib.nullcontext()

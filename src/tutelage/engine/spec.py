@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from tutelage.engine.calling import TapError
+from tutelage.engine.heads import HeadPlan, few_tokens
 from tutelage.engine.patterns import INPUT, near_paths, resolve_taps
 from tutelage.engine.structure import class_count, find_head, find_stages, match_depth
 from tutelage.engine.taps import tap_shapes
-from tutelage.engine.tracing import Shape, TapInfo, trace
+from tutelage.engine.tracing import Shape, TapInfo, Trace, trace
 from tutelage.engine.types import Inputs
 
 
@@ -55,20 +56,22 @@ class ModelSpec:
         example_inputs: Inputs,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        head: HeadPlan | None = None,
     ) -> ModelSpec:
         """Probe a model with one forward, in eval mode, that leaves it as it was.
 
         Args:
             example_inputs: a few rows as the model gets them, normalised.
+            head: where a language model makes its logits.
         """
-        seen = trace(module, example_inputs)
+        seen = trace(module, few_tokens(example_inputs) if head is not None else example_inputs)
         whole = tap_shapes(module, seen.calls)
         shapes = {tap: shape for tap, each in whole.items() if (shape := seen.shape(each)) is not None}
         return cls(
             name,
             module,
-            None if seen.logits is None else class_count(seen.logits),
-            find_head(seen),
+            _width(seen, head),
+            head.path if head else find_head(seen),
             None if mean is None else tuple(mean),
             None if std is None else tuple(std),
             shapes,
@@ -152,6 +155,12 @@ class ModelSpec:
             f"{self.name}: tap {path!r} gives no tensor with a row axis (no such module, one that never runs, or "
             f"rows mixed with windows); near: {', '.join(near) or 'none'}"
         )
+
+
+def _width(seen: Trace, head: HeadPlan | None) -> int | None:
+    if head is not None:
+        return head.outputs
+    return None if seen.logits is None else class_count(seen.logits)
 
 
 def match_stages(student: ModelSpec, teacher: ModelSpec) -> list[tuple[str, str]]:

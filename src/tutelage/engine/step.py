@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.engine.distributed import gather_rows, mean_over_ranks
 from tutelage.engine.gathering import AllRows
+from tutelage.engine.generation import Generation, Prompt, generate
 from tutelage.engine.loading import Stream
 from tutelage.engine.method import Method
 from tutelage.engine.optim import Optim
 from tutelage.engine.passes import TrainingRows
 from tutelage.engine.rng import derive_seed
 from tutelage.engine.runtime import Runtime
-from tutelage.engine.taps import Tapped, outputs_of
+from tutelage.engine.taps import Tapped
 from tutelage.engine.teacher import Grad, Teacher
 from tutelage.engine.types import Batch, Outputs, Taps, Term, Terms
 from tutelage.engine.units import let_go, may_be_sharded
+from tutelage.recipe.generation import GenerationConfig
 
 Phase = Literal["transform", "step"]
 
@@ -135,14 +137,11 @@ class Step:
         if params is not None:
             buffers = {f"model.{name}": value.clone() for name, value in module.model.named_buffers()}
             swapped = {f"model.{name}": value for name, value in params.items()} | buffers
-            result = torch.func.functional_call(module, swapped, arguments)
+            outputs = module.outputs(torch.func.functional_call(module, swapped, arguments), params)
         else:
-            with constant(module) if frozen else contextlib.nullcontext():
-                result = module(*arguments)
-            if frozen and may_be_sharded():
-                let_go(module)
-        self.seen["student"] = outputs_of(result)
-        return self.seen["student"]
+            outputs = frozen_outputs(module, *arguments) if frozen else module.outputs(module(*arguments))
+        self.seen["student"] = outputs
+        return outputs
 
     def teacher(
         self,
@@ -172,6 +171,11 @@ class Step:
         self.seen[f"teacher {name}"] = outputs
         return outputs
 
+    @property
+    def items(self) -> str:
+        """What the task's losses are means over: ``rows`` or ``tokens``."""
+        return str(self.setup.task.items)
+
     def label_loss(self, outputs: Outputs, batch: Batch | None = None) -> Term:
         """The task's own loss against the labels."""
         term: Term = self.setup.task.label_loss(outputs, batch or self.batch)
@@ -185,19 +189,21 @@ class Step:
             )
         return self.setup.streams[name]
 
+    def rows(self, name: str) -> TrainingRows:
+        """Whole passes over ``train`` or over another part of the data that ``Needs.loaders`` names; ranks share its
+        rows. See `TrainingRows.rows`."""
+        return self.data.rows(name)
+
     def learning_rate(self, name: str = "main") -> float:
         """The rate at which one of the method's optimisers moved last, or will move first."""
         return self.setup.optimizers[name].lr
 
-    @torch.no_grad()
-    def generate(self, who: str, prompts: dict[str, Tensor], options: Mapping[str, Any]) -> Tensor:
-        """Token ids that ``student`` or a teacher (by name) writes after ``prompts``."""
-        module = self.setup.student if who == "student" else self.setup.teachers[who].module
-        if not isinstance(module, Tapped) or not hasattr(module.model, "generate"):
-            raise ValueError(f"{who} cannot write text: its model has no `generate`")
-        with constant(module):
-            ids: Tensor = cast(Any, module.model).generate(**prompts, **options)
-        return ids
+    def generate(self, who: str, prompts: Sequence[Prompt], options: GenerationConfig) -> list[Generation]:
+        """What ``student`` or a teacher (by name) writes after each prompt; draws differ from step to step."""
+        seed = derive_seed(self.setup.seed, "generate", self.step)
+        if who == "student":
+            return generate(self.setup.student, prompts, options, seed)
+        return self.setup.teachers[who].generate(prompts, options, seed)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The student's parameters by name."""
@@ -210,6 +216,19 @@ class Step:
     def mean(self, tensor: Tensor) -> Tensor:
         """Mean over ranks; differentiable."""
         return tensor if self._sees_all else mean_over_ranks(tensor)
+
+
+def frozen_outputs(module: Tapped, *arguments: Any) -> Outputs:
+    """A model's outputs with constant parameters and in eval mode; arguments as `Tapped.forward` takes them."""
+    if may_be_sharded():
+        let_go(
+            module
+        )  # else what an earlier forward left gathered would be made constant, and not the shards of it
+    with constant(module):
+        outputs = module.outputs(module(*arguments))
+    if may_be_sharded():
+        let_go(module)
+    return outputs
 
 
 @contextlib.contextmanager

@@ -26,12 +26,18 @@ def find_stages(seen: Trace) -> tuple[str, ...]:
     """
     tree = _Tree(seen)
     level = tree.trunk()
-    members = [call for call in level if tree.is_block(call)] or _segments(tree, level, find_head(seen))
+    members = find_blocks(seen) or _segments(tree, level, find_head(seen))
     grids = [_grid(call.given) for call in members]
     if len(members) > MANY and len(set(grids)) > 1:
         ends = [i for i, grid in enumerate(grids) if i + 1 == len(grids) or grids[i + 1] != grid]
         members = [members[i] for i in ends]
     return tuple(call.path for call in members)
+
+
+def find_blocks(seen: Trace) -> list[Call]:
+    """The blocks of the model's trunk, in firing order, all of them; none where it has none."""
+    tree = _Tree(seen)
+    return [call for call in tree.trunk() if tree.is_block(call)]
 
 
 def find_head(seen: Trace) -> str | None:

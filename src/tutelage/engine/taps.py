@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from tutelage.engine.calling import TapError, call_model, named_outputs
 from tutelage.engine.capture import Capture, Stop
+from tutelage.engine.heads import HeadPlan
 from tutelage.engine.patterns import INPUT, near_paths, resolve_taps
 from tutelage.engine.structure import find_stages, match_depth
 from tutelage.engine.tracing import Shape, TapInfo, trace
-from tutelage.engine.types import Inputs, Outputs
+from tutelage.engine.types import Head, Inputs, Outputs
 from tutelage.engine.units import close_units, gather_for_backward, may_be_sharded
 
 __all__ = [
@@ -92,6 +93,7 @@ class Tapped(nn.Module):
         model: any module that returns a tensor, a tuple, a dict or a ModelOutput.
         mean, std: input normalisation by channel (axis 1; ``pixel_values`` where inputs are a dict), or one value
             for all; none: as they are.
+        head: where its logits are made; given, a forward stops before, and logits are made only where they are read.
     """
 
     mean: Tensor | None
@@ -103,9 +105,10 @@ class Tapped(nn.Module):
         *,
         mean: Sequence[float] | Tensor | None = None,
         std: Sequence[float] | Tensor | None = None,
+        head: HeadPlan | None = None,
     ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.head = model, head
         if (mean is None) != (std is None):
             raise ValueError(f"give mean and std together; got mean={mean} and std={std}")
         self.register_buffer("mean", _channel_buffer(mean), persistent=False)
@@ -113,6 +116,20 @@ class Tapped(nn.Module):
         if self.std is not None and not bool((self.std > 0).all()):
             raise ValueError(f"std must be above 0 for every channel; got {self.std.tolist()}")
         self._overwritten: dict[Any, frozenset[str]] = {}
+        self._shards: dict[str, Tensor] = {}
+        self._spread = False
+
+    def keep_shards(self, *, spread: bool) -> None:
+        """To be called once parameters are sharded: the head is from now on made from this rank's own rows of it, also
+        where FSDP2 has gathered them for a while and may let go of them before a loss has read them.
+
+        Args:
+            spread: leave the rows on their ranks.
+        """
+        if self.head is not None:
+            own = self.head.parameters(self.model)
+            self._shards = {f"{self.head.path}.{name}": value for name, value in own.items()}
+            self._spread = spread
 
     @property
     def normalisation(self) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None]:
@@ -157,21 +174,25 @@ class Tapped(nn.Module):
                 onward from a given state.
 
         Returns:
-            ``tap:<path>`` for each tap; where ``logits``, also ``logits`` and the rest of what `named_outputs` finds.
+            ``tap:<path>`` for each tap; where ``logits``, also ``logits`` and the rest of what `named_outputs` finds,
+            or ``hidden``, what the head would get.
 
         Raises:
             TapError: a tap names no module or did not fire; the model gave no logits; nothing was asked for.
         """
         if not taps and not logits:
             raise TapError("nothing was asked for: no taps, and logits=False")
-        situation = (taps, logits, feed and feed[0], self.training, torch.is_grad_enabled())
-        capture = Capture(taps, stop=not logits, overwritten=self._overwritten.get(situation))
+        hidden = self.head.path + INPUT if self.head is not None and logits else None
+        wanted = tuple(dict.fromkeys((*taps, *((hidden,) if hidden else ()))))
+        whole = logits and hidden is None
+        situation = (wanted, whole, feed and feed[0], self.training, torch.is_grad_enabled())
+        capture = Capture(wanted, stop=not whole, overwritten=self._overwritten.get(situation))
         handles: list[Any] = []
         stopped, output = False, None
         try:
             if feed is not None:
                 handles.append(self._module(feed[0]).register_forward_hook(capture.feed(*feed)))
-            for tap in taps:
+            for tap in wanted:
                 handles.append(self._watch(tap, capture))
             output = call_model(self.model, self.normalise(inputs))
         except Stop as stop:
@@ -181,19 +202,33 @@ class Tapped(nn.Module):
         finally:
             for handle in handles:
                 handle.remove()
-        result = {} if stopped or not logits else self._named(output)
+        result = self._named(output) if whole and not stopped else {}
         captured, self._overwritten[situation] = capture.finish()
         if feed is not None and not capture.fed:
             raise TapError(_silent(self.model, feed[0]))
-        for tap in taps:
+        for tap in wanted:
             if tap not in captured:
                 raise TapError(_silent(self.model, tap))
-            result[f"tap:{tap}"] = captured[tap]
+        result |= {f"tap:{tap}": captured[tap] for tap in taps}
+        if hidden is not None:
+            result["hidden"] = captured[hidden]
         if may_be_sharded():
             self._gather(result)
             if stopped:
                 close_units(self.model)
         return result
+
+    def outputs(self, result: dict[str, Tensor], params: Mapping[str, Tensor] | None = None) -> Outputs:
+        """The `Outputs` of what the forward gave, with the head where that stopped at it. Asked for outside the
+        forward: DDP and FSDP2 must see plain tensors, and a head's weights must not be among them.
+
+        Args:
+            params: tensors that stood for the model's parameters in the forward, by name.
+        """
+        head = None
+        if self.head is not None and "hidden" in result:
+            head = self.head.head(self.model, params or self._shards, spread=self._spread)
+        return outputs_of(result, head)
 
     def _watch(self, tap: str, capture: Capture) -> Any:
         if tap.endswith(INPUT):
@@ -222,10 +257,12 @@ class Tapped(nn.Module):
     def _gather(self, result: dict[str, Tensor]) -> None:
         for key, tensor in result.items():
             path = key.removeprefix("tap:").removesuffix(INPUT) if key.startswith("tap:") else ""
+            if key == "hidden" and self.head is not None:
+                path = self.head.path
             result[key] = gather_for_backward(self.model, path, tensor)
 
 
-def outputs_of(result: dict[str, Tensor]) -> Outputs:
+def outputs_of(result: dict[str, Tensor], head: Head | None = None) -> Outputs:
     """The `Outputs` of what `Tapped` gave. Made outside the forward: DDP and FSDP2 must see plain tensors."""
     parts: dict[str, dict[str, Tensor]] = {"tap": {}, "attention": {}, "extra": {}}
     for key, tensor in result.items():
@@ -235,6 +272,7 @@ def outputs_of(result: dict[str, Tensor]) -> Outputs:
     return Outputs(
         result.get("logits"),
         hidden=result.get("hidden"),
+        head=head,
         features=parts["tap"],
         attentions=parts["attention"],
         extra=parts["extra"],

@@ -12,6 +12,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from tutelage.engine.transfer import send
+from tutelage.functional.heads import Head as Head
+from tutelage.functional.heads import Sampled as Sampled
+from tutelage.functional.heads import TopK as TopK
 
 Inputs = Tensor | dict[str, Tensor]
 
@@ -22,11 +25,12 @@ class Batch:
 
     Attributes:
         inputs: a tensor ``[rows, ...]`` (images: float in [0, 1], not yet normalised), or a model's keyword tensors.
-        target: class ids ``[rows]``, distributions ``[rows, classes]`` or values; none where rows have no label.
+        target: class ids ``[rows]``, distributions ``[rows, classes]`` or values; ids of tokens ``[rows, tokens]``, of
+            a language model those that come next, -100 where none counts; none where rows have no label.
         index: stable id of each row in its source, ``[rows]`` int64.
         view: number of the view drawn for each row, ``[rows]`` int64; with ``index`` it keys a store.
         views: further views of the same rows, where a method asks for several.
-        mask: which rows (or tokens) count.
+        mask: which rows count ``[rows]``, or which tokens ``[rows, tokens]``.
         teacher_inputs: what the teacher sees, where that is not ``inputs``.
         columns: any other field of the data, by name (domain, snr, sensitive, labelled …).
     """
@@ -81,40 +85,6 @@ def first_tensor(inputs: Inputs) -> Tensor:
     return inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
 
 
-@dataclass(frozen=True)
-class TopK:
-    """The largest entries of rows of log-probabilities: ``ids`` and ``log_probs`` ``[..., k]``, ``tail`` ``[...]``,
-    the probability mass that is left."""
-
-    ids: Tensor
-    log_probs: Tensor
-    tail: Tensor
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """Importance-weighted samples of rows of probabilities: ``ids`` and ``weights`` ``[..., k]``."""
-
-    ids: Tensor
-    weights: Tensor
-
-
-@dataclass(frozen=True)
-class Head:
-    """The linear map from hidden states to logits: ``scale * softcap·tanh((hidden @ weight.T + bias)/softcap)``."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-    softcap: float | None = None
-    scale: float = 1.0
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return logits if self.scale == 1.0 else logits * self.scale
-
-
 class Outputs:
     """What a model gave for a batch. ``logits`` is made from ``hidden`` and ``head`` only when it is read, so that a
     fused loss that reads those two never builds it."""
@@ -158,6 +128,19 @@ class Outputs:
             f"dense logits were asked for, but this model's outputs hold {form}; "
             "declare Needs(logits='dense') so that the pairing is checked before training"
         )
+
+    @property
+    def width(self) -> int | None:
+        """Classes or tokens of its dense logits, which are not made for it; none where there are none."""
+        if self._logits is None and self.hidden is not None and self.head is not None:
+            return self.head.vocabulary
+        return self._logits.shape[-1] if isinstance(self._logits, Tensor) else None
+
+    @property
+    def rows(self) -> int | None:
+        """Of its logits, or of the hidden states that stand for them; none where there are none."""
+        found = self._logits if self.hidden is None else self.hidden
+        return len(found) if isinstance(found, Tensor) else None
 
     def feature(self) -> Any:
         """The one tapped feature, where exactly one was asked for."""

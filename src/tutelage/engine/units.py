@@ -50,9 +50,9 @@ def close_units(model: nn.Module) -> None:
 
 
 def let_go(module: nn.Module) -> None:
-    """After a forward with other flags than training's (constant parameters): let go of the root's gathered weights,
-    which it keeps for a backward. Else the next forward would take them with the flags of this one, and a parameter
-    would silently get no gradient."""
+    """Let go of the root's gathered weights, which it keeps for a backward: where none follows, and around a forward
+    with other flags than training's (constant parameters). Else the next forward would take them with the flags of this
+    one, and a parameter would silently get no gradient."""
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(module, FSDPModule):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +13,11 @@ from safetensors import SafetensorError
 
 class UnwrittenError(RuntimeError):
     """A file that the disk did not take."""
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextmanager
@@ -44,3 +51,15 @@ def write_whole(path: Path, text: str) -> None:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
             raise
+
+
+def append(path: Path, content: bytes) -> None:
+    """Write behind what a file holds, and wait until the disk has it. A kill may leave a part of it.
+
+    Raises:
+        UnwrittenError: the disk refuses.
+    """
+    with writing(path), path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())

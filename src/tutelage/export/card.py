@@ -20,6 +20,7 @@ Json = Mapping[str, Any]
 LOADING = {
     "timm": 'timm.create_model("local-dir:<this folder>", pretrained=True)   # input normalisation: config.json',
     "hf": "{kind}.from_pretrained(<this folder>)   # input normalisation: tutelage.json",
+    "text": "{kind}.from_pretrained(<this folder>), AutoTokenizer.from_pretrained(<this folder>)",
     "other": "tutelage.models.load_model(<this folder>)   # input normalisation: tutelage.json",
     "torch": 'torch.export.load("model.pt2").module()',
     "onnx": 'onnxruntime.InferenceSession("model.onnx").run(None, {{"inputs": rows}})',
@@ -69,8 +70,8 @@ def _front_matter(subject: Subject, record: Json) -> str:
     metrics = _metrics(result.get("test") or result.get("validation"))
     split = "test" if result.get("test") else "validation"
     name = recipe.data.path
-    published = _HUB_NAME.fullmatch(name) and not Path(name).exists() and name != "digits"
-    task = "image-classification" if _is_image_classifier(subject) else f"tabular-{recipe.task}"
+    published = _HUB_NAME.fullmatch(name) and not Path(name).exists() and name not in ("digits", "markov")
+    task = _task(subject)
     evaluations = [
         EvalResult(
             task_type=task,
@@ -84,10 +85,10 @@ def _front_matter(subject: Subject, record: Json) -> str:
         for metric, value in metrics.items()
     ]
     family = subject.built.description["model"].partition(":")[0]
-    library = {"timm": "timm", "hf": "transformers"}.get(family, "pytorch")
+    library = {"timm": "timm", "hf": "transformers", "config": "transformers"}.get(family, "pytorch")
     data = ModelCardData(
         library_name=library if "safetensors" in record["formats"] else "pytorch",
-        pipeline_tag=task if _is_image_classifier(subject) else None,
+        pipeline_tag=None if task.startswith("tabular") else task,
         tags=["knowledge-distillation", *sorted({method.name for method in recipe.method})],
         datasets=[name] if published else None,
         metrics=list(metrics) or None,
@@ -98,19 +99,31 @@ def _front_matter(subject: Subject, record: Json) -> str:
 
 
 def _what(subject: Subject) -> str:
+    return f"Input: {_input(subject)}\n\nOutput: {_output(subject)}.\n"
+
+
+def _input(subject: Subject) -> str:
+    if subject.reads_text:
+        return "token ids, as the tokeniser in this folder makes them of text."
     shape = " × ".join(map(str, subject.built.description["input_shape"]))
     image = len(subject.built.description["input_shape"]) == 3
     rows = f"images of {shape} (channels, height, width), float32 in [0, 1]" if image else f"rows of {shape}"
-    names = subject.class_names
-    classes = f": {', '.join(map(_text, names))}" if names and len(names) <= 100 else ""
     return (
-        f"Input: {rows}. Input normalisation is inside every graph (.pt2, .onnx); weights alone (safetensors) "
+        f"{rows}. Input normalisation is inside every graph (.pt2, .onnx); weights alone (safetensors) "
         f"want normalised rows, mean {_values(subject.built.mean)}, standard deviation "
-        f"{_values(subject.built.std)}.\n\n"
-        f"Output: logits of {subject.built.description['outputs']} classes{classes}.\n"
-        if subject.recipe.task == "classification"
-        else f"Input: {rows}. Output: {subject.built.description['outputs']} values a row.\n"
+        f"{_values(subject.built.std)}."
     )
+
+
+def _output(subject: Subject) -> str:
+    names, outputs = subject.class_names, subject.built.description["outputs"]
+    classes = f": {', '.join(map(_text, names))}" if names and len(names) <= 100 else ""
+    given = {
+        "classification": f"logits of {outputs} classes{classes}",
+        "token-classification": f"logits of {outputs} classes for each token{classes}",
+        "language-model": f"logits of the next token, of {outputs}, for each token",
+    }
+    return given.get(subject.recipe.task, f"{outputs} values a row")
 
 
 def _figures(subject: Subject) -> str:
@@ -190,7 +203,9 @@ def _quantised(name: str, entry: Json, before: Json, record: Json) -> list[str]:
 
 def _loading(name: str, subject: Subject) -> str:
     family = subject.built.description["model"].partition(":")[0]
-    key = (family if family in ("timm", "hf") else "other") if name == "safetensors" else name
+    kind = {"timm": "timm", "hf": "hf", "config": "hf"}.get(family, "other")
+    kind = "text" if subject.reads_text else kind
+    key = kind if name == "safetensors" else name
     return LOADING[key].format(kind=type(subject.built.module).__name__)
 
 
@@ -243,8 +258,14 @@ def _method_names(recipe: Recipe) -> str:
     return " + ".join(method.name for method in recipe.method)
 
 
-def _is_image_classifier(subject: Subject) -> bool:
-    return subject.recipe.task == "classification" and len(subject.built.description["input_shape"]) == 3
+def _task(subject: Subject) -> str:
+    """What the hub calls it."""
+    task = subject.recipe.task
+    if subject.reads_text:
+        return {"classification": "text-classification", "language-model": "text-generation"}.get(task, task)
+    if task == "classification" and len(subject.built.description["input_shape"]) == 3:
+        return "image-classification"
+    return f"tabular-{task}"
 
 
 def _metrics(values: Json | None) -> dict[str, float]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tutelage.engine.types import Inputs
 from tutelage.export.errors import CheckFailedError
-from tutelage.export.reading import Run
 from tutelage.export.subject import Subject
+
+Run = Callable[[Any], Tensor]
 
 TOLERANCE = 1e-4
 """Largest difference of a float file's logits, as a share of the largest logit (of 1, where that is smaller)."""
@@ -26,7 +29,8 @@ def check(name: str, subject: Subject, run: Run, expected: Tensor | None = None)
         expected: logits of the subject's rows; left out: the student's own.
 
     Returns:
-        ``rows``, ``largest_difference``, and ``agreement``: the share of rows with the same most probable class.
+        ``rows``, ``largest_difference``, and ``agreement``: the share of rows (of tokens) with the same most
+        probable class.
 
     Raises:
         CheckFailedError: logits differ by more than rounding.
@@ -73,20 +77,26 @@ def check_quantised(name: str, subject: Subject, run: Run, to: str) -> dict[str,
 
 
 def _answers(name: str, subject: Subject, run: Run) -> Tensor:
-    rows = subject.rows
+    rows = subject.inputs if subject.reads_text else subject.rows
     with torch.no_grad():
-        found, alone = run(rows), run(rows[:1])
+        found, alone = run(rows), run(_first(rows))
     if found.shape != subject.expected.shape or alone.shape != found[:1].shape:
         raise CheckFailedError(
-            f"{name} gives logits {list(found.shape)} and {list(alone.shape)} for {len(rows)} rows and one, not "
-            f"{list(subject.expected.shape)}; nothing was written"
+            f"{name} gives logits {list(found.shape)} and {list(alone.shape)} for {len(subject.expected)} rows and "
+            f"one, not {list(subject.expected.shape)}; nothing was written"
         )
     if not bool(torch.isfinite(found).all()):
         raise CheckFailedError(f"{name} gives logits that are not finite; nothing was written")
     return found
 
 
+def _first(rows: Inputs) -> Inputs:
+    if isinstance(rows, Tensor):
+        return rows[:1]
+    return {name: tensor[:1] for name, tensor in rows.items()}
+
+
 def _agreement(found: Tensor, expected: Tensor) -> float | None:
-    if expected.dim() != 2 or expected.shape[1] < 2:
+    if expected.dim() < 2 or expected.shape[-1] < 2:
         return None
-    return float((found.argmax(1) == expected.argmax(1)).float().mean())
+    return float((found.argmax(-1) == expected.argmax(-1)).float().mean())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.engine.calling import call_model, named_outputs
+from tutelage.engine.types import Inputs
 from tutelage.models import BuiltModel
 
 INPUT, OUTPUT = "inputs", "logits"
@@ -22,7 +23,8 @@ def without_place(name: str) -> str:
 
 
 class Deployed(nn.Module):
-    """Rows as the data gives them (images: float32 in [0, 1]) to logits: nobody has to remember mean and std.
+    """Rows as the data gives them (images: float32 in [0, 1]; texts: keyword tensors) to logits: nobody has to remember
+    mean and std.
 
     Args:
         model: gives logits from normalised rows.
@@ -43,8 +45,8 @@ class Deployed(nn.Module):
             tensor = None if values is None else torch.tensor(values, dtype=torch.float32).view(shape)
             self.register_buffer(name, tensor)
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        if self.mean is not None and self.std is not None:
+    def forward(self, inputs: Inputs) -> Tensor:
+        if isinstance(inputs, Tensor) and self.mean is not None and self.std is not None:
             inputs = (inputs - self.mean) / self.std
         return named_outputs(call_model(self.model, inputs))["logits"]
 

@@ -16,6 +16,9 @@ from tutelage.export.errors import CheckFailedError
 from tutelage.export.subject import Subject
 from tutelage.models.weights import FILE, find_weights, load_strict
 
+_COPIED = (".safetensors", ".json", ".jinja", ".py", ".txt", ".model")
+"""Of a student's folder: weights, configuration, a tokeniser and its chat template, code."""
+
 
 def write(subject: Subject, folder: Path) -> dict[str, Any]:
     """Copy the run's student folder, and check that its weights are the architecture's and nothing else.
@@ -24,7 +27,7 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
         CheckFailedError: there are tensors that are not the student's, or the library's own call gives other logits.
     """
     student = subject.folder / "student"
-    files = sorted(path.name for path in student.iterdir() if path.suffix in (".safetensors", ".json", ".py"))
+    files = sorted(path.name for path in student.iterdir() if path.suffix in _COPIED)
     for name in files:
         shutil.copyfile(student / name, folder / name)
     again = _by_its_library(subject, folder)
@@ -34,14 +37,12 @@ def write(subject: Subject, folder: Path) -> dict[str, Any]:
 def _by_its_library(subject: Subject, folder: Path) -> nn.Module:
     """The model as somebody without tutelage loads it, where its library has a call for that."""
     family = subject.built.description["model"].partition(":")[0]
-    if family == "hf":
+    if family in ("hf", "config"):
         # Names on disk may be older than those of the modules, so transformers says what it had no place for.
-        import transformers
-
-        from tutelage.models.hf_models import hushed
+        from tutelage.models.hf_config import hushed
 
         kind: Any = type(subject.built.module)
-        with hushed(transformers):
+        with hushed():
             module, found = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
         _refuse(found["unexpected_keys"])
         return module.eval()  # type: ignore[no-any-return]

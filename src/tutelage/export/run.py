@@ -77,6 +77,12 @@ def export_run(
     place = Path(out) if out is not None else folder / "export"
     kept = _earlier(place)
     subject = open_subject(folder, student)
+    if subject.reads_text and set(chosen) != {"safetensors"}:
+        others = ", ".join(name for name in chosen if name != "safetensors")
+        raise ExportError(
+            f"the student of {folder} reads tokens, and graphs ({others}) of such are not built yet; take safetensors, "
+            "from which other tools make graphs"
+        )
     draft = place.with_name(f".tmp-{place.name}")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)

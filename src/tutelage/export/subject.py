@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tutelage.data import Data, open_data
 from tutelage.engine.evaluate import Predict, evaluate
 from tutelage.engine.rng import derive_seed
-from tutelage.engine.types import Outputs
+from tutelage.engine.types import Inputs, Outputs
 from tutelage.engine.views import to_float
 from tutelage.export.deployed import INPUT, OUTPUT, Deployed, deployed, without_place
 from tutelage.export.errors import ExportError
@@ -22,11 +22,16 @@ from tutelage.models import BuiltModel, load_model
 from tutelage.models.weights import find_weights, load_strict
 from tutelage.recipe import load_recipe
 from tutelage.recipe.schema import Recipe
+from tutelage.runs.vocabulary import own_tokenizer
 from tutelage.tasks import build_task
 from tutelage.untrusted import read_object
 
 ROWS = 64
 """Rows that files are held against."""
+TEXTS = 4
+"""The same, of text: a language model's logits are many."""
+TOKENS = 32
+"""Of a random row, where texts have unequal lengths."""
 CALIBRATION = 256
 """Training rows that show a static quantisation which values occur; their labels are not looked at."""
 
@@ -52,18 +57,41 @@ class Subject:
     def model(self) -> Deployed:
         return deployed(self.built)
 
+    @property
+    def reads_text(self) -> bool:
+        """Whether rows are tokens."""
+        return getattr(self.built.module, "main_input_name", None) == "input_ids"
+
     @functools.cached_property
-    def rows(self) -> Tensor:
+    def inputs(self) -> Inputs:
         """Held-out rows as the data gives them; random ones where there is no data."""
+        count = TEXTS if self.reads_text else ROWS
         if self.data is None:
-            shape = self.built.description["input_shape"]
-            return torch.rand(ROWS, *shape, generator=torch.Generator().manual_seed(0))
+            return self._random(count)
         source = self.data.test or self.data.validation or self.data.train
-        return self._fetch(source, list(range(min(ROWS, len(source)))))
+        return to_float(source.fetch(list(range(min(count, len(source)))))).inputs
+
+    @property
+    def rows(self) -> Tensor:
+        """The same, for what takes one tensor.
+
+        Raises:
+            ExportError: they are several named tensors.
+        """
+        return self._one(self.inputs)
+
+    def _random(self, count: int) -> Inputs:
+        generator = torch.Generator().manual_seed(0)
+        shape = self.built.description["input_shape"]
+        if not self.reads_text:
+            return torch.rand(count, *shape, generator=generator)
+        model: Any = self.built.module
+        tokens = model.get_input_embeddings().num_embeddings
+        return {"input_ids": torch.randint(tokens, (count, *(shape or [TOKENS])), generator=generator)}
 
     @property
     def rows_are(self) -> str:
-        """What `rows` are, in words."""
+        """What `inputs` are, in words."""
         if self.data is None:
             return f"random rows, since the data cannot be had ({self.why_no_data})"
         split = next(s for s in ("test", "validation", "train") if getattr(self.data, s) is not None)
@@ -71,9 +99,9 @@ class Subject:
 
     @functools.cached_property
     def expected(self) -> Tensor:
-        """The student's own logits of `rows`."""
+        """The student's own logits of `inputs`."""
         with torch.no_grad():
-            logits: Tensor = self.model(self.rows)
+            logits: Tensor = self.model(self.inputs)
         return logits
 
     @functools.cached_property
@@ -90,7 +118,7 @@ class Subject:
             )
         seed = derive_seed(self.recipe.train.seed, "calibration") % 2**63
         order = torch.randperm(len(self.data.train), generator=torch.Generator().manual_seed(seed))
-        return self._fetch(self.data.train, order[:CALIBRATION].tolist())
+        return self._one(to_float(self.data.train.fetch(order[:CALIBRATION].tolist())).inputs)
 
     @property
     def class_names(self) -> list[str] | None:
@@ -137,13 +165,12 @@ class Subject:
 
     def _evaluate(self, outputs: Predict, source: Any) -> dict[str, float]:
         assert self.data is not None
-        task = build_task(self.recipe.task, self.data.info.outputs)
+        task = build_task(self.recipe.task, self.data.info.outputs, class_names=self.class_names)
         names = [name for name in self.recipe.evaluation.metrics if not task.metrics((name,))[name].teacher]
         size = self.recipe.evaluation.batch_size
         return evaluate(outputs, source, task, names=tuple(names), batch_size=size, device="cpu")
 
-    def _fetch(self, source: Any, positions: list[int]) -> Tensor:
-        inputs = to_float(source.fetch(positions)).inputs
+    def _one(self, inputs: Inputs) -> Tensor:
         if isinstance(inputs, dict):
             raise ExportError(
                 f"rows of {self.recipe.data.path} are several named tensors ({', '.join(inputs)}); students of one "
@@ -201,6 +228,6 @@ def _built(folder: Path, recipe: Recipe, result: dict[str, Any], student: nn.Mod
 
 def _data(recipe: Recipe) -> tuple[Data | None, str | None]:
     try:
-        return open_data(recipe.data, recipe.task), None
+        return open_data(recipe.data, recipe.task, own_tokenizer(recipe.student)), None
     except (ValueError, OSError) as error:
         return None, str(error).splitlines()[0]

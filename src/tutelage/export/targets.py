@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +19,8 @@ from tutelage.runs.teachers import fingerprint, teachers_root
 from tutelage.untrusted import read_object
 
 OUTPUTS = 10
+TOKENS = 128
+"""Of one row, where a model of text takes any number."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,10 @@ class Target:
         kind: a folder that `save_model` wrote, a model to build with random weights, or an exported file.
         place: path, or the name of the model.
         options: arguments of the architecture.
-        input_shape: of one row.
+        input_shape: of one row; of text its number of tokens.
+        outputs: classes, values or tokens.
+        task: of a model by name, which decides on its head.
+        vocabulary: of a model by name that reads text: tokens of its tokeniser.
         parameters, flops: where they are known already.
         bytes: on disk.
     """
@@ -44,6 +49,8 @@ class Target:
     parameters: int | None = None
     flops: int | None = None
     bytes: int | None = None
+    task: str = "classification"
+    vocabulary: int | None = None
 
     def spec(self) -> dict[str, Any]:
         return asdict(self)
@@ -99,7 +106,8 @@ def _teachers(run: Path, recipe: Recipe, student: Target) -> Iterator[Target]:
             yield _folder(folder, title)
         elif config.model is not None:
             # Time and memory do not depend on the weights.
-            yield _named(config.model, config.options, student.input_shape, student.outputs, title)
+            named = _named(config.model, config.options, student.input_shape, student.outputs, title)
+            yield replace(named, task=recipe.task, vocabulary=_vocabulary(run / "student"))
 
 
 def _teacher_folder(run: Path, name: str, config: TeacherConfig) -> Path | None:
@@ -113,6 +121,14 @@ def _teacher_folder(run: Path, name: str, config: TeacherConfig) -> Path | None:
     return None
 
 
+def _vocabulary(student: Path) -> int | None:
+    """Tokens of a student that reads text; none of another."""
+    if not (student / "tokenizer.json").is_file():
+        return None
+    size = read_object(student / "config.json").get("vocab_size")
+    return size if isinstance(size, int) else None
+
+
 def _folder(folder: Path, title: str) -> Target:
     described = read_object(folder / CARD).get("description") or {}
     try:
@@ -120,7 +136,7 @@ def _folder(folder: Path, title: str) -> Target:
     except (KeyError, TypeError, ValueError):
         raise ExportError(f"{folder / CARD} does not say what the model takes and gives") from None
     size = (folder / FILE).stat().st_size if (folder / FILE).is_file() else None
-    return Target(title, "folder", str(folder), shape, outputs, {}, bytes=size)
+    return Target(title, "folder", str(folder), shape or (TOKENS,), outputs, {}, bytes=size)
 
 
 def _file(path: Path, input_shape: tuple[int, ...] | None, outputs: int | None) -> Target:

@@ -37,6 +37,7 @@ class Worker:
         self.rows: dict[int, Any] = {}
         self.before = _resident()
         _forget_peak()
+        self.tokens: int | None = None
         self.run, self.parameters = self._load()
 
     def about(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Worker:
         if target["kind"] == "pt2":
             return self._program(place), target["parameters"]
         from tutelage.export.deployed import deployed
-        from tutelage.models import build_model, load_model
+        from tutelage.models import Vocabulary, build_model, load_model
         from tutelage.recipe.schema import ModelConfig
 
         if target["kind"] == "folder":
@@ -89,7 +90,17 @@ class Worker:
         else:
             config = ModelConfig(model=target["place"], options=target["options"])
             shape = tuple(target["input_shape"])
-            built = build_model(config, outputs=target["outputs"], input_shape=shape)
+            size = target["vocabulary"]
+            built = build_model(
+                config,
+                outputs=target["outputs"],
+                input_shape=shape,
+                task=target["task"],
+                vocabulary=None if size is None else Vocabulary(size),
+            )
+        if getattr(built.module, "main_input_name", None) == "input_ids":
+            found: Any = built.module
+            self.tokens = found.get_input_embeddings().num_embeddings
         model = deployed(built).to(self.device).requires_grad_(False)
         return model, sum(parameter.numel() for parameter in model.parameters())
 
@@ -106,7 +117,9 @@ class Worker:
 
     def _call(self, size: int) -> None:
         if size not in self.rows:
-            self.rows[size] = self.torch.rand(size, *self.target["input_shape"]).to(self.device)
+            shape = (size, *self.target["input_shape"])
+            drawn = self.torch.rand(shape) if self.tokens is None else self.torch.randint(self.tokens, shape)
+            self.rows[size] = drawn.to(self.device)
         with self.torch.no_grad():
             self.run(self.rows[size])
 

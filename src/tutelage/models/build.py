@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +13,14 @@ from tutelage.models.built import BuiltModel, Channels, channels
 from tutelage.models.cifar import cifar_net
 from tutelage.models.digits import digits_net
 from tutelage.models.names import ModelError, parse_name
+from tutelage.models.vocabulary import Vocabulary, text_of
 from tutelage.models.weights import Weights, find_weights, load_strict
 from tutelage.recipe.schema import ModelConfig
 
 PYTHON = "python"
 """What the description of a module from Python says: it cannot be built again from its name."""
 
+TEXT_TASKS = ("language-model", "token-classification")
 Parts = tuple[nn.Module, Channels, Channels]
 
 
@@ -27,13 +30,17 @@ def build_model(
     outputs: int | None,
     input_shape: tuple[int, ...],
     seed: int = 0,
+    task: str = "classification",
+    vocabulary: Vocabulary | None = None,
 ) -> BuiltModel:
     """Build a model. Random weights depend on ``seed`` alone, and the global generators are left as they were.
 
     Args:
         model: a configuration or a name (`tutelage.models.names`), a module, or a function that makes one.
-        outputs: classes (values of a regression); none: as the weights have them.
-        input_shape: of one row: ``(channels, height, width)`` or ``(features,)``.
+        outputs: classes, values of a regression, or tokens of a language model's tokeniser; none: as the weights have.
+        input_shape: of one row: ``(channels, height, width)``, ``(features,)`` or ``(tokens,)``.
+        task: the recipe's; it decides which head a model of transformers gets.
+        vocabulary: of the tokeniser, whose special tokens the configuration is to name.
 
     Raises:
         ModelError: no such model, option or weights, or they do not fit one another.
@@ -49,25 +56,34 @@ def build_model(
     config = ModelConfig(model=model) if isinstance(model, str) else model
     family, name = parse_name(config.model)
     with seeded(seed):
-        module, mean, std = _build(config, family, name, outputs, input_shape)
+        module, mean, std = _build(config, family, name, outputs, input_shape, task, vocabulary)
     description = config.model_dump(mode="json") | {
-        "outputs": outputs if outputs is not None else _outputs(module),
+        "outputs": outputs if outputs is not None else _outputs(module, task),
         "input_shape": list(input_shape),
+        "task": task,
     }
     return BuiltModel(module, config.mean or mean, config.std or std, description)
 
 
 def _build(
-    config: ModelConfig, family: str, name: str, outputs: int | None, input_shape: tuple[int, ...]
+    config: ModelConfig,
+    family: str,
+    name: str,
+    outputs: int | None,
+    input_shape: tuple[int, ...],
+    task: str,
+    vocabulary: Vocabulary | None,
 ) -> Parts:
+    if family in ("hf", "config"):
+        from tutelage.models.hf_models import build_hf
+
+        return build_hf(config, name, outputs, input_shape, task, vocabulary)
+    if task in TEXT_TASKS:
+        raise ModelError(f"{config.model} reads no tokens; {task} takes an `hf:` or `config:` model")
     if family == "timm":
         from tutelage.models.timm_models import build_timm
 
         return build_timm(config, name, outputs, input_shape)
-    if family == "hf":
-        from tutelage.models.hf_models import build_hf
-
-        return build_hf(config, name, outputs, input_shape)
     return _build_own(config, family, name, outputs, input_shape)
 
 
@@ -86,8 +102,11 @@ def _build_own(
             )
         module = cifar_net(name, classes, input_shape[0])
     else:
-        _check_options(config, ("head_bias",))
-        module = digits_net(name, classes, input_shape, head_bias=bool(config.options.get("head_bias", True)))
+        _check_options(config, ("head_bias", "confidence"))
+        bias, confidence = (config.options.get(*each) for each in (("head_bias", True), ("confidence", 1.0)))
+        if isinstance(confidence, bool | str) or not 0 < confidence < math.inf:
+            raise ModelError(f"{config.model}: confidence is {confidence!r}; allowed: numbers above 0")
+        module = digits_net(name, classes, input_shape, head_bias=bool(bias), confidence=confidence)
     if weights is None:
         return module, None, None
     load_strict(module, weights)
@@ -110,10 +129,10 @@ def _check_options(config: ModelConfig, allowed: tuple[str, ...]) -> None:
             )
 
 
-def _outputs(module: nn.Module) -> Any:
-    """Classes of a model that was built with those of its weights."""
+def _outputs(module: nn.Module, task: str) -> Any:
+    """Classes (tokens) of a model that was built with those of its weights."""
     settings = getattr(module, "config", None)
     if settings is not None:
-        return settings.num_labels
+        return text_of(settings).vocab_size if task == "language-model" else settings.num_labels
     head: Any = module.get_submodule("head") if not hasattr(module, "num_classes") else None
     return module.num_classes if head is None else head.out_features

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from functools import partial
 
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.models.names import DIGITS, ModelError
 
 
 def digits_net(
-    name: str, outputs: int, input_shape: tuple[int, ...], *, head_bias: bool = True
+    name: str,
+    outputs: int,
+    input_shape: tuple[int, ...],
+    *,
+    head_bias: bool = True,
+    confidence: float = 1.0,
 ) -> nn.Sequential:
     """Build ``mlp-64-16`` (hidden widths, ReLU) or ``cnn-4-8-16`` (channels).
 
     Each stage of a ``cnn`` is a 3 × 3 convolution, BatchNorm and ReLU; from the second on with stride 2. Global average
     pooling and a linear classifier follow.
+
+    Args:
+        confidence: factor of the logits in eval mode: above 1, a net that is surer of itself than it has learned to be.
 
     Raises:
         ModelError: a ``cnn`` for rows that are no images.
@@ -32,8 +41,21 @@ def digits_net(
         raise ModelError(
             f"digits:{name} takes images [channels, height, width]; this data gives {list(input_shape)}"
         )
-    parts["head"] = nn.Linear(widths[-1], outputs, bias=head_bias)
+    head = nn.Linear if confidence == 1 else partial(Confident, confidence)
+    parts["head"] = head(widths[-1], outputs, bias=head_bias)
     return nn.Sequential(parts)
+
+
+class Confident(nn.Linear):
+    """A classifier whose logits in eval mode are ``confidence`` times those that it is trained by."""
+
+    def __init__(self, confidence: float, width: int, outputs: int, *, bias: bool = True) -> None:
+        super().__init__(width, outputs, bias=bias)
+        self.confidence = confidence
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (torch's own name)
+        logits = super().forward(input)
+        return logits if self.training else self.confidence * logits
 
 
 def _mlp(widths: list[int], inputs: int) -> OrderedDict[str, nn.Module]:

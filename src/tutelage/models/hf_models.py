@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from tutelage.models.adapters import add_lora
 from tutelage.models.built import Channels, channels
-from tutelage.models.names import ModelError, nearest
+from tutelage.models.hf_config import (
+    auto_class,
+    fit_settings,
+    hushed,
+    model_class,
+    named_settings,
+    typed_settings,
+)
+from tutelage.models.names import ModelError
+from tutelage.models.vocabulary import Vocabulary, settle, text_of
 from tutelage.models.weights import Weights, check_fit, find_weights
 from tutelage.recipe.schema import ModelConfig
 
@@ -25,49 +34,122 @@ class RemoteCodeWarning(UserWarning):
     """Code that comes with a model is about to be run, as the recipe allows."""
 
 
-def build_hf(config: ModelConfig, name: str, outputs: int | None, input_shape: tuple[int, ...]) -> Parts:
-    """A classifier of transformers, with the input normalisation of its weights (none where they are random).
+def build_hf(
+    config: ModelConfig,
+    name: str,
+    outputs: int | None,
+    input_shape: tuple[int, ...],
+    task: str,
+    vocabulary: Vocabulary | None,
+) -> Parts:
+    """A model of transformers for a task, with the input normalisation of its weights (none where they are random).
 
     Args:
-        name: a name on the hub, or a local folder.
-        outputs: classes; none: those of the configuration.
+        name: a name on the hub, or a local folder; of a `config:` model its type.
+        outputs: classes, or the tokeniser's tokens; none: those of the configuration.
+        vocabulary: of the tokeniser, where there is one.
 
     Raises:
-        ModelError: no such model, one that is no classifier, wrong options, or weights that do not fit.
+        ModelError: no such model, none for this task, wrong options, or weights that do not fit.
     """
     library = _transformers()
     if config.trust_remote_code:
         _name_code(name if config.weights is None else f"{name}, weights {config.weights}")
     where: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
-    # With weights from elsewhere the revision is theirs, not the configuration's.
-    own = where if config.weights in (None, "pretrained") else where | {"revision": None}
-    settings = _settings(library, name, config, outputs, input_shape, own)
-    auto = _auto_class(library, name, settings)
+    settings = _settings(library, config, name, where)
+    auto = auto_class(library, config.model, settings, task)
+    weights = _file(config)
+    if weights is not None and "vocab_size" in weights.config and "vocab_size" not in config.options:
+        text_of(settings).vocab_size = weights.config["vocab_size"]
+    fit_settings(settings, config, outputs, input_shape, task, vocabulary)
+    kind = model_class(auto, settings, config)
+    dtype = getattr(torch, config.dtype)
+    mean = std = None
     if config.weights is None:
-        return auto.from_config(settings, trust_remote_code=config.trust_remote_code), None, None
-    if config.weights == "pretrained" or config.weights.startswith("hub:"):
+        module = auto.from_config(settings, dtype=dtype, trust_remote_code=config.trust_remote_code)
+    elif weights is None:
         source = name if config.weights == "pretrained" else config.weights.removeprefix("hub:")
-        return _pretrained(library, auto, source, settings, where)
-    weights = find_weights(config.weights, config.revision)
-    module = _strictly(library, auto, settings, weights, config.trust_remote_code)
-    return module, channels(weights.card.get("mean")), channels(weights.card.get("std"))
+        module, mean, std = _pretrained(library, auto, source, settings, where | {"dtype": dtype}, task)
+    else:
+        module = _strictly(library, kind, settings, weights, dtype)
+        mean, std = channels(weights.card.get("mean")), channels(weights.card.get("std"))
+    _finish(module, config)
+    if task == "language-model":
+        settle(module, vocabulary, new=config.weights is None)
+    if config.lora is not None:
+        add_lora(module, config.lora, task)
+    return module, mean, std
+
+
+def _settings(library: ModuleType, config: ModelConfig, name: str, where: dict[str, Any]) -> Any:
+    if not config.model.startswith("config:"):
+        # With weights from elsewhere the revision is theirs, not the configuration's.
+        own = where if config.weights in (None, "pretrained") else where | {"revision": None}
+        return named_settings(library, name, config, own)
+    if config.weights == "pretrained":
+        raise ModelError(
+            f"{config.model} has no published weights; give hub:NAME, a safetensors file or a run's student folder"
+        )
+    return typed_settings(library, name, config)
+
+
+def _file(config: ModelConfig) -> Weights | None:
+    """Weights that lie in a file here; none where they are random or transformers finds them by name."""
+    if config.weights in (None, "pretrained") or str(config.weights).startswith("hub:"):
+        return None
+    return find_weights(str(config.weights), config.revision)
+
+
+def _finish(module: Any, config: ModelConfig) -> None:
+    """Attention by name, and no cache of keys and values but in `generate`: with one, transformers no longer keeps the
+    documents of a packed row apart.
+
+    Raises:
+        ModelError: half precision for what is no text model.
+    """
+    if config.dtype != "float32" and module.main_input_name != "input_ids":
+        raise ModelError(
+            f"{config.model} reads {module.main_input_name}, which come in float32; leave dtype out, and set "
+            "train.precision"
+        )
+    if config.attention is not None:
+        module.set_attn_implementation(config.attention)
+    if getattr(module.config, "use_cache", None):
+        if module.can_generate():
+            module.generation_config.use_cache = True
+        module.config.use_cache = False
 
 
 def save_hf(module: Any, folder: Path) -> None:
     """``config.json`` and ``model.safetensors``, as `save_pretrained` writes them."""
-    with hushed(_transformers()):
-        module.save_pretrained(folder, max_shard_size="1TB")
+    caching = module.can_generate() and module.generation_config.use_cache
+    own = getattr(module.config, "use_cache", None)
+    try:
+        if caching and own is False:
+            module.config.use_cache = True  # off in training alone
+        with hushed():
+            module.save_pretrained(folder, max_shard_size="1TB")
+    finally:
+        if own is not None:
+            module.config.use_cache = own
 
 
-def load_hf(weights: Weights, *, trust_remote_code: bool) -> nn.Module:
-    """A model that `save_hf` wrote."""
+def load_hf(weights: Weights, config: ModelConfig, task: str) -> nn.Module:
+    """A model that `save_hf` wrote, from the ``config.json`` beside its weights.
+
+    Args:
+        config: its ``model`` is what messages say; its ``attention``, ``dtype`` and ``trust_remote_code`` hold.
+    """
     library, folder = _transformers(), weights.file.parent
-    if trust_remote_code:
+    if config.trust_remote_code:
         _name_code(str(folder))
-    settings = library.AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return _strictly(
-        library, _auto_class(library, str(folder), settings), settings, weights, trust_remote_code
-    )
+    settings = library.AutoConfig.from_pretrained(folder, trust_remote_code=config.trust_remote_code)
+    kind = model_class(auto_class(library, str(folder), settings, task), settings, config)
+    module = _strictly(library, kind, settings, weights, getattr(torch, config.dtype))
+    _finish(module, config)
+    if task == "language-model":
+        settle(module, None, new=False)
+    return module
 
 
 def _name_code(source: str) -> None:
@@ -80,102 +162,49 @@ def _name_code(source: str) -> None:
 
 
 def _strictly(
-    library: ModuleType, auto: Any, settings: Any, weights: Weights, trust_remote_code: bool
+    library: ModuleType, kind: Any, settings: Any, weights: Weights, dtype: torch.dtype
 ) -> nn.Module:
     """The weights of a file, every tensor in its place. transformers loads them: the names on disk may be older than
     those of the modules."""
     weights.shapes()
-    kind: Any = type(auto.from_config(settings, trust_remote_code=trust_remote_code))
-    with hushed(library):
+    with hushed():
         module, found = kind.from_pretrained(
             None,
             config=settings,
             state_dict=load_file(weights.file),
+            dtype=dtype,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    wrong = [
-        f"{name} is {list(there)} there and {list(here)} here"
-        for name, there, here in found["mismatched_keys"]
-    ]
-    check_fit(weights.source, module, wrong, found["missing_keys"], found["unexpected_keys"])
+    check_fit(weights.source, module, _mismatched(found), found["missing_keys"], found["unexpected_keys"])
+    beside = weights.file.parent / "generation_config.json"
+    if module.can_generate() and beside.is_file():
+        module.generation_config = library.GenerationConfig.from_pretrained(beside.parent)
     return module  # type: ignore[no-any-return]
 
 
-@contextlib.contextmanager
-def hushed(library: ModuleType) -> Iterator[None]:
-    """Run the block without transformers' progress bars and loading reports: what does not fit is an error here."""
-    logging = library.utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+def _mismatched(found: dict[str, Any]) -> list[str]:
+    return [
+        f"{name} is {list(there)} there and {list(here)} here"
+        for name, there, here in found["mismatched_keys"]
+    ]
 
 
 def _transformers() -> ModuleType:
     try:
         import transformers
     except ImportError:
-        raise ModelError("`hf:` models need transformers: pip install 'tutelage[llm]'") from None
+        raise ModelError(
+            "`hf:` and `config:` models need transformers: pip install 'tutelage[llm]'"
+        ) from None
     return transformers  # type: ignore[no-any-return]
 
 
-def _settings(
-    library: ModuleType,
-    name: str,
-    config: ModelConfig,
-    outputs: int | None,
-    input_shape: tuple[int, ...],
-    where: dict[str, Any],
-) -> Any:
+def _pretrained(
+    library: ModuleType, auto: Any, source: str, settings: Any, where: dict[str, Any], task: str
+) -> Parts:
     try:
-        settings = library.AutoConfig.from_pretrained(name, **where)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"hf:{name} comes with code of its own, which runs only if you say so: read it, then set "
-                "trust_remote_code: true beside the model"
-            ) from None
-        raise ModelError(f"hf:{name} cannot be had: {str(error).splitlines()[0]}") from None
-    for key, value in config.options.items():
-        known = [own for own in settings.to_dict() if not own.startswith("_")]
-        if key not in known:
-            near = nearest(key, known)
-            raise ModelError(f"hf:{name} has no option {key!r}; near: {', '.join(near) or 'none'}")
-        setattr(settings, key, value)
-    if outputs is not None:
-        settings.num_labels = outputs
-    if config.weights is None and len(input_shape) == 3:
-        own: dict[str, Any] = {"num_channels": input_shape[0], "image_size": _side(input_shape)}
-        for key in own.keys() - config.options.keys():
-            if hasattr(settings, key):
-                setattr(settings, key, own[key])
-    return settings
-
-
-def _auto_class(library: ModuleType, name: str, settings: Any) -> Any:
-    from transformers.models.auto import modeling_auto
-
-    custom = getattr(settings, "auto_map", None) or {}
-    for auto, known in (
-        ("AutoModelForImageClassification", modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES),
-        ("AutoModelForSequenceClassification", modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
-    ):
-        if settings.model_type in known or auto in custom:
-            return getattr(library, auto)
-    raise ModelError(
-        f"hf:{name} is a {settings.model_type}, which transformers has no image or text classifier for"
-    )
-
-
-def _pretrained(library: ModuleType, auto: Any, source: str, settings: Any, where: dict[str, Any]) -> Parts:
-    try:
-        with hushed(library):
+        with hushed():
             # The head is made anew where the weights have other classes, or none.
             module, found = auto.from_pretrained(
                 source,
@@ -187,6 +216,8 @@ def _pretrained(library: ModuleType, auto: Any, source: str, settings: Any, wher
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"weights of hf:{source} cannot be loaded: {str(error).splitlines()[0]}") from None
+    if task == "language-model":  # nothing in it is made anew
+        check_fit(f"hf:{source}", module, _mismatched(found), found["missing_keys"])
     if len(found["missing_keys"]) > len(module.state_dict()) / 2:
         check_fit(f"hf:{source}", module, [], found["missing_keys"], found["unexpected_keys"])
     try:
@@ -194,8 +225,3 @@ def _pretrained(library: ModuleType, auto: Any, source: str, settings: Any, wher
     except OSError:
         return module, None, None
     return module, channels(images.get("image_mean")), channels(images.get("image_std"))
-
-
-def _side(input_shape: tuple[int, ...]) -> int | list[int]:
-    height, width = input_shape[1:]
-    return height if height == width else [height, width]

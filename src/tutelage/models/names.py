@@ -1,4 +1,4 @@
-"""Model names: `timm:`, `hf:`, `cifar:` and `digits:` say where an architecture comes from."""
+"""Model names: `timm:`, `hf:`, `config:`, `cifar:` and `digits:` say where an architecture comes from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 FAMILIES = {
     "timm": "timm:resnet18",
     "hf": "hf:distilbert-base-uncased",
+    "config": "config:llama",
     "cifar": "cifar:resnet8x4",
     "digits": "digits:cnn-4-8-16",
 }
@@ -55,6 +56,10 @@ def parse_name(name: str) -> tuple[str, str]:
         _check_timm(name, rest)
     if family == "hf" and not rest:
         raise ModelError(f"{name!r} names no model; write for example {FAMILIES['hf']}, or a local folder")
+    if family == "config" and not rest:
+        raise ModelError(
+            f"{name!r} names no architecture; write for example {FAMILIES['config']}, with options"
+        )
     return family, rest
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import statistics
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ WARM_UP = 3
 RUNS = 15
 SECONDS = 1.0
 """Latency is measured until so many runs or seconds are over."""
+_COUNTED = ("eager", "sdpa")
 
 
 class ModelProfile(NamedTuple):
@@ -48,7 +50,8 @@ def profile_model(module: nn.Module, inputs: Inputs) -> ModelProfile:
     )
     device = first_tensor(row).device
     with quiet(module), eager(module):
-        flops = count_flops(lambda: call_model(module, row))
+        with _counted_attention(module):
+            flops = count_flops(lambda: call_model(module, row))
         times: list[float] = []
         started = time.perf_counter()
         while len(times) < WARM_UP + 1 or (
@@ -60,6 +63,22 @@ def profile_model(module: nn.Module, inputs: Inputs) -> ModelProfile:
         flops,
         1000 * statistics.median(times[WARM_UP:]),
     )
+
+
+@contextlib.contextmanager
+def _counted_attention(module: nn.Module) -> Iterator[None]:
+    """Let a model of transformers that computes attention outside torch's own operations take those meanwhile: others
+    cannot be counted, or run under the counter at all."""
+    model: Any = module
+    own = getattr(getattr(module, "config", None), "_attn_implementation", None)
+    if own in (None, *_COUNTED):
+        yield
+        return
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 def count_flops(call: Callable[[], object]) -> int:

@@ -32,7 +32,11 @@ def tap_table(
     shape = default_input(family, name) if input_shape is None else input_shape
     module = build_model(config, outputs=outputs, input_shape=shape).module
     settings = getattr(module, "config", None)
-    text = family == "hf" and not hasattr(settings, "image_size") and not hasattr(settings, "num_channels")
+    text = (
+        family in ("hf", "config")
+        and not hasattr(settings, "image_size")
+        and not hasattr(settings, "num_channels")
+    )
     inputs = torch.zeros(ROWS, TOKENS, dtype=torch.long) if text else torch.zeros(ROWS, *shape)
     if text:
         assert settings is not None
@@ -49,4 +53,4 @@ def default_input(family: str, name: str) -> tuple[int, ...]:
         from tutelage.models.timm_models import default_input as of_timm
 
         return of_timm(name)
-    return {"cifar": (3, 32, 32), "digits": (1, 8, 8), "hf": (3, 224, 224)}[family]
+    return {"cifar": (3, 32, 32), "digits": (1, 8, 8), "hf": (3, 224, 224), "config": (3, 224, 224)}[family]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tutelage import catalogue
 from tutelage.data import Data
 from tutelage.engine.evaluate import evaluate
+from tutelage.engine.heads import HeadPlan
 from tutelage.engine.loading import Source
 from tutelage.engine.loop import Trainer
 from tutelage.engine.method import Method
@@ -23,12 +24,12 @@ from tutelage.engine.metrics import MetricsLog
 from tutelage.engine.progress import progress
 from tutelage.engine.rng import derive_seed
 from tutelage.engine.runtime import Runtime
-from tutelage.engine.taps import Tapped, outputs_of
+from tutelage.engine.taps import Tapped
 from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Batch, Outputs
 from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views
-from tutelage.recipe.schema import Recipe, ViewConfig
+from tutelage.recipe.schema import ModelConfig, Recipe, ViewConfig
 from tutelage.tasks import Task
 from tutelage.untrusted import FileError, file_name, read_object
 
@@ -54,14 +55,16 @@ class Run:
         teachers: Mapping[str, Teacher] | None = None,
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
+        head: HeadPlan | None = None,
+        new_model: Callable[[ModelConfig, str], nn.Module] | None = None,
         folder: Path | None = None,
         show_progress: bool = False,
         callbacks: Iterable[object] = (),
     ) -> None:
         self.recipe, self.runtime, self.data, self.task = recipe, runtime, data, task
-        self.new_student = new_student
+        self.new_student, self._new_model = new_student, new_model
         self.teachers = dict(teachers or {})
-        self.mean, self.std, self.folder = mean, std, folder
+        self.mean, self.std, self.head, self.folder = mean, std, head, folder
         self.show_progress, self.callbacks = show_progress, tuple(callbacks)
         self.seed = recipe.train.seed
         self.trained_seconds = 0.0
@@ -83,6 +86,16 @@ class Run:
         path = self.folder / "once" / f"{file_name(name, 'the part')}.json"
         self.runtime.on_main(lambda: None if path.exists() else _write(path, make()))
         return read_object(path) | _read_tensors(path.with_suffix(".safetensors"))
+
+    def new_model(self, config: ModelConfig, name: str) -> nn.Module:
+        """A further model for this run's data, its random weights drawn by the run's seed and ``name``.
+
+        Raises:
+            ModelError: there is no such model, or it does not fit the data.
+        """
+        if self._new_model is None:
+            raise TypeError("this Run was made without `new_model`, which builds further models")
+        return self._new_model(config, name)
 
     def trainer(
         self,
@@ -106,6 +119,7 @@ class Run:
         changes = dict(config or {}) | {"seed": derive_seed(self.seed, name) % 2**31}
         train = type(train).model_validate(train.model_dump() | changes)
         mean, std = (self.mean, self.std) if normalised_as is None else normalised_as.normalisation
+        head = self.head if normalised_as is None else normalised_as.head
         loaders = {"train": source} | ({"validation": self.data.validation} if self.data.validation else {})
         own: list[object] = [progress(name)] if self.show_progress and self.runtime.is_main else []
         if place and self.runtime.is_main:
@@ -123,6 +137,7 @@ class Run:
             loaders=loaders,
             mean=mean,
             std=std,
+            head=head,
             validation=validation,
             folder=place / "checkpoints" if place else None,
             callbacks=[*own, *self.callbacks, *callbacks],
@@ -162,6 +177,8 @@ class Run:
             teachers=self.teachers,
             mean=self.mean,
             std=self.std,
+            head=self.head,
+            new_model=self._new_model,
             folder=self.folder / "clients" / str(i) if self.folder else None,
             show_progress=self.show_progress,
             callbacks=self.callbacks,
@@ -172,18 +189,28 @@ class Run:
 
     def predictor(self, model: nn.Module, taps: tuple[str, ...] = ()) -> Callable[[Batch], Outputs]:
         """The model's outputs for batches of this run's data, normalised, in eval mode, without gradients."""
-        held = Tapped(model, mean=self.mean, std=self.std).to(self.runtime.device).eval()
+        held = Tapped(model, mean=self.mean, std=self.std, head=self.head).to(self.runtime.device).eval()
 
         def predict(batch: Batch) -> Outputs:
             with torch.no_grad(), self.runtime.autocast():
-                return outputs_of(held(batch.inputs, taps))
+                return held.outputs(held(batch.inputs, taps))
 
         return predict
 
-    def evaluate(self, model: nn.Module, source: Source, names: tuple[str, ...] = ()) -> dict[str, float]:
-        """Metrics of a model on a source."""
+    def evaluate(
+        self,
+        model: nn.Module | Teacher,
+        source: Source | None,
+        names: tuple[str, ...] = (),
+        *,
+        teacher: Teacher | None = None,
+    ) -> dict[str, float]:
+        """Metrics of a model on a source, those that compare it with ``teacher`` where one is given; nothing where
+        there is no source."""
+        if source is None:
+            return {}
         return evaluate(
-            self.predictor(model),
+            self.predictor(model) if isinstance(model, nn.Module) else model.outputs,
             source,
             self.task,
             names=names or self.recipe.evaluation.metrics,
@@ -192,6 +219,7 @@ class Run:
             device=self.runtime.device,
             rank=self.runtime.rank,
             world=self.runtime.world,
+            teacher=None if teacher is None else teacher.outputs,
         )
 
 

@@ -8,7 +8,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from tutelage.recipe.config import Config
+from tutelage.recipe.markov import MarkovConfig
 from tutelage.recipe.parts import ClassId, Positive, Rows, Share, Text, is_number
+from tutelage.recipe.tokens import TrainedTokenizerConfig, text_conflicts
 
 
 class ViewConfig(Config):
@@ -52,12 +54,36 @@ class DataConfig(Config):
     """Where rows come from and how they are split."""
 
     path: Text = Field(
-        description="`digits`, a hub name, a folder of parquet files, a CSV file, or a folder of images by class."
+        description="`digits`, `markov` (a language made on the spot), a hub name, a folder of parquet files, a CSV, JSON or parquet file, or a folder of images by class."
     )
     config: str | None = Field(None, description="Configuration name on the hub; a local folder has none.")
     revision: str | None = Field(None, description="Revision on the hub.")
     image: str | None = Field(None, description="Column with the image; found by its type where left out.")
     features: tuple[Text, ...] = Field((), description="Columns with numbers, where rows are no images.")
+    text: Text | tuple[Text, Text] | None = Field(
+        None,
+        description="Column with text; classification: or a pair of columns; token-classification: lists of words.",
+    )
+    messages: Text | None = Field(None, description="Column with chats: lists of {role, content}.")
+    prompt: Text | None = Field(None, description="Column with what is given, together with `completion`.")
+    completion: Text | None = Field(None, description="Column with what is learnt, after `prompt`.")
+    tokenizer: Text | TrainedTokenizerConfig | None = Field(
+        None, description="Hub name or folder, or {train: SIZE}; left out: the student's own."
+    )
+    chat_template: Text | None = Field(
+        None, description="Jinja file that writes a chat as text; left out: the tokeniser's own."
+    )
+    max_length: int = Field(512, ge=2, le=2**20, description="Most tokens of a row.")
+    packing: Literal["best_fit", "wrapped", "none"] = Field(
+        "best_fit",
+        description="language-model: documents that fit share a row; `wrapped`: all joined and cut; `none`: one a row, cut off.",
+    )
+    markov: MarkovConfig | None = Field(None, description="The language of `path: markov`.")
+    stream: bool = Field(False, description="language-model: read training rows as they come, by windows.")
+    window: Rows | None = Field(
+        None, description="stream: documents that are packed and shuffled together; left out: 10000."
+    )
+    epoch_rows: Rows | None = Field(None, description="stream: rows that count as an epoch.")
     target: str | tuple[Text, ...] | None = Field(
         None, description="Column with the label; several 0/1 columns for several labels a row."
     )
@@ -113,10 +139,13 @@ class DataConfig(Config):
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        reasons = text_conflicts(values)
+        if values["markov"] is not None and values.get("path", "markov") != "markov":
+            reasons.append("markov goes with path: markov, a language made on the spot")
         if values["image"] is not None and values["features"]:
-            return ["give `image` or `features`, not both: a row is an image or a list of numbers"]
+            reasons.append("give `image` or `features`, not both: a row is an image or a list of numbers")
         if isinstance(values["label_noise_classes"], tuple) and len(values["label_noise_classes"]) == 1:
-            return [
+            reasons.append(
                 "label_noise_classes names one class; a label is replaced by another of them: give two or more"
-            ]
-        return []
+            )
+        return reasons

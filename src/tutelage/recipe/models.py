@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -13,7 +13,9 @@ from tutelage.recipe.parts import Positive, Text
 
 Channels = Annotated[tuple[float, ...], Field(min_length=1)]
 Deviations = Annotated[tuple[Positive, ...], Field(min_length=1)]
-
+Attention = Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"]
+"""Names that transformers gives its attention implementations."""
+DType = Literal["float32", "bfloat16", "float16"]
 
 _SECRET = re.compile(
     r"(.*_)?(api_?key|password|passwd|secret|credentials?)|((hf|auth|access|api)_?)?token", re.IGNORECASE
@@ -38,11 +40,35 @@ def _unequal_channels(values: Mapping[str, Any]) -> list[str]:
     return []
 
 
+def _transformers_only(values: Mapping[str, Any], names: tuple[str, ...]) -> list[str]:
+    """Fields that only models of transformers know."""
+    model, given = values.get("model"), [name for name in names if values[name] not in (None, "float32")]
+    if given and isinstance(model, str) and not model.startswith(("hf:", "config:")):
+        return [f"{', '.join(given)} only with `hf:` and `config:` models; got {model!r}"]
+    return []
+
+
+class LoraConfig(Config):
+    """Low-rank adapters beside linear layers (LoRA, arXiv 2106.09685): they alone are trained, and are merged into the
+    weights at the end."""
+
+    rank: int = Field(8, ge=1, le=4096, description="Width of the adapters.")
+    alpha: float = Field(16.0, gt=0, le=100_000, description="An adapter's output is scaled by alpha / rank.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="On the adapters' inputs, in training.")
+    targets: tuple[Text, ...] | None = Field(
+        None,
+        min_length=1,
+        description="Linear layers by the end of their path, such as [q_proj, v_proj]; left out: peft's choice for the "
+        "architecture, else all but the head.",
+    )
+
+
 class ModelConfig(Config):
-    """A model by name. `timm:`, `hf:`, `cifar:` and `digits:` say where the architecture comes from."""
+    """A model by name. `timm:`, `hf:`, `config:`, `cifar:` and `digits:` say where the architecture comes from."""
 
     model: Text = Field(
-        description="For example `timm:resnet18`, `hf:distilbert-base-uncased`, `cifar:resnet8x4`, `digits:cnn-4-8-16`."
+        description="For example `timm:resnet18`, `hf:distilbert-base-uncased`, `cifar:resnet8x4`, `digits:cnn-4-8-16`; "
+        "`config:llama`: an architecture of transformers, of the sizes that `options` say."
     )
     weights: str | None = Field(
         None,
@@ -55,10 +81,23 @@ class ModelConfig(Config):
     )
     std: Deviations | None = Field(None, description="Input standard deviation by channel; as `mean`.")
     trust_remote_code: bool = Field(False, description="Let `hf:` run code that comes with the weights.")
+    attention: Attention | None = Field(
+        None,
+        description="How `hf:` and `config:` models compute attention; left out: as transformers chooses.",
+    )
+    dtype: DType = Field(
+        "float32",
+        description="Number format of the weights of `hf:` and `config:` text models. A student in half precision needs "
+        "`lora`; for half-precision arithmetic alone set `train.precision`.",
+    )
+    lora: LoraConfig | None = Field(
+        None, description="Train adapters instead of the weights; left out: all weights are trained."
+    )
 
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
-        return _unequal_channels(values) + _secrets(values)
+        own = _transformers_only(values, ("attention", "dtype", "lora"))
+        return _unequal_channels(values) + _secrets(values) + own
 
 
 class TeacherConfig(Config):
@@ -78,6 +117,12 @@ class TeacherConfig(Config):
     std: Deviations | None = Field(None, description="Input standard deviation by channel; as `mean`.")
     trust_remote_code: bool = Field(
         False, description="Let `hf:` run code that comes with the weights, also those of a `run`."
+    )
+    attention: Attention | None = Field(None, description="As for the student.")
+    dtype: DType = Field(
+        "float32",
+        description="Number format of the weights of `hf:` and `config:` text models; bfloat16 halves a frozen teacher's "
+        "memory.",
     )
     run: Text | None = Field(None, description="Folder of an earlier run; its student becomes the teacher.")
     recipe: Text | None = Field(
@@ -110,6 +155,10 @@ class TeacherConfig(Config):
             reasons.append(f"{', '.join(extra)} only together with `model`")
         if values["model"] is None and values["run"] is None and values["trust_remote_code"]:
             reasons.append("trust_remote_code only together with `model` or `run`")
+        if values["model"] is None and (values["store"] is not None or values["endpoint"] is not None):
+            held = [name for name in ("attention", "dtype") if values[name] not in (None, "float32")]
+            reasons += [f"{', '.join(held)} only for a teacher that is a model here"] if held else []
+        reasons += _transformers_only(values, ("attention", "dtype"))
         address = values["endpoint"]
         if isinstance(address, str) and "@" in address.partition("://")[2].partition("/")[0]:
             reasons.append("endpoint holds a user's name or password; put that into the environment")

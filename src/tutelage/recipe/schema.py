@@ -55,6 +55,12 @@ class EvaluationConfig(Config):
     best: str | None = Field(
         None, description="Validation metric that says which checkpoint is best; left out: the task's first."
     )
+    samples: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="language-model: held-out prompts that student and teacher go on from; 0: none.",
+    )
 
 
 class OutputConfig(Config):
@@ -94,6 +100,11 @@ def _teacher_form(value: Any) -> str:
     )
 
 
+def _field(part: Any, name: str) -> Any:
+    """A field of a part of the recipe, be that read already or not."""
+    return part.get(name) if isinstance(part, Mapping) else getattr(part, name, None)
+
+
 MethodEntry = Annotated[SerializeAsAny[MethodConfig], BeforeValidator(_own_config)]
 Teachers = Annotated[
     Annotated[TeacherConfig, Tag("one")] | Annotated[dict[TeacherName, TeacherConfig], Tag("several")],
@@ -105,8 +116,11 @@ class Recipe(Config):
     """A whole run: task, data, teacher, student, method, training, evaluation, output."""
 
     version: Literal[1] = Field(1, description="Version of this format.")
-    task: Literal["classification", "multilabel", "regression"] = Field(
-        "classification", description="What is learnt: it decides label loss, metrics and what a target is."
+    task: Literal["classification", "multilabel", "regression", "language-model", "token-classification"] = (
+        Field(
+            "classification",
+            description="What is learnt: it decides label loss, metrics and what a target is.",
+        )
     )
     data: DataConfig = Field(description="Rows and their splits.")
     teacher: Teachers | None = Field(None, description="One teacher, or several by name.")
@@ -122,6 +136,21 @@ class Recipe(Config):
     cache: CacheConfig = Field(
         CacheConfig(), description="How `tutelage cache` stores the teacher's outputs."
     )
+
+    @classmethod
+    def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
+        reasons = []
+        dtype, lora = (_field(values.get("student"), name) for name in ("dtype", "lora"))
+        if dtype in ("bfloat16", "float16") and lora is None:
+            reasons.append(
+                f"student.dtype is {dtype}: weights so coarse lose small updates; leave it out and set train.precision, "
+                "or train adapters beside them (student.lora)"
+            )
+        if lora is not None and _field(values.get("train"), "quantize") is not None:
+            reasons.append(
+                "train.quantize rounds the weights that ship, student.lora merges them only at the end"
+            )
+        return reasons
 
     @field_validator("method", mode="before")
     @classmethod

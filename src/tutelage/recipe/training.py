@@ -100,6 +100,15 @@ class TrainConfig(Config):
         None,
         description="Whether processes share a frozen teacher's weights; left out: with fsdp yes, with ddp no.",
     )
+    shard_head: bool = Field(
+        False,
+        description="With fsdp, of language models: processes keep their rows of both heads, and each computes its part "
+        "of every token's logits (tensor parallel); else each gathers both heads whole.",
+    )
+    offload_teacher: bool = Field(
+        False,
+        description="Keep a frozen teacher's weights in CPU memory; each layer's come to the device for its forward.",
+    )
     timeout: float = Field(
         30.0,
         ge=0.05,
@@ -116,6 +125,11 @@ class TrainConfig(Config):
     )
     compile: bool = Field(
         False, description="Compile student and teacher with torch.compile, in regions without taps inside."
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="Keep only the inputs of the student's blocks for the backward pass, and compute the rest again: less "
+        "memory, about a third more time.",
     )
     device: Literal["auto", "cpu", "cuda", "mps", "xpu"] = Field(
         "auto", description="`auto`: the first accelerator, else the CPU. mps and xpu are untested."
@@ -157,6 +171,13 @@ class TrainConfig(Config):
         rows, parts = values["batch_size"], values["accumulate"]
         if all(isinstance(value, int) and value > 0 for value in (rows, parts)) and rows % parts:
             reasons.append(f"batch_size={rows} does not divide into accumulate={parts} micro-batches")
+        if values["activation_checkpointing"] is True and values["compile"] is True:
+            reasons.append(
+                "activation_checkpointing does not go with compile, which chooses itself what to compute again: set one "
+                "of them to false"
+            )
+        if values["shard_head"] is True and values["sharding"] != "fsdp":
+            reasons.append("shard_head spreads what processes share: set sharding=fsdp too")
         if values["sharding"] == "fsdp" and values["precision"] == "fp16":
             reasons.append("precision=fp16 does not go with sharding=fsdp: use bf16")
         return reasons

@@ -45,20 +45,23 @@ class Said:
 
 @dataclass(frozen=True)
 class Example:
-    """A row on which student and teacher disagree."""
+    """A row on which student and teacher disagree, or a token of one; as a picture or a text where it is one."""
 
     row: int
     target: int
     student: Said
     teacher: Said
     picture: str
+    text: str
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """The student's answers on the rows of one split, and its first teacher's where it had one."""
+    """The student's answers on the rows of one split (or on their tokens: ``items``), and its first teacher's where it
+    had one."""
 
     split: str
+    items: str
     rows: int
     classes: Sequence[str]
     student: Answers
@@ -76,6 +79,7 @@ class Analysis:
         teacher = mapping(data.get("teacher"))
         return cls(
             split=str(data.get("split") or "held-out"),
+            items="tokens" if data.get("items") == "tokens" else "rows",
             rows=_count(data.get("rows")) or 0,
             classes=names,
             student=_answers(mapping(data["student"]), classes),
@@ -146,7 +150,8 @@ def _example(data: dict[str, Any], classes: int) -> Example | None:
     student, teacher = (_said(mapping(data.get(who)), classes) for who in ("student", "teacher"))
     if target is None or row is None or student is None or teacher is None:
         return None
-    return Example(row, target, student, teacher, str(data.get("picture") or ""))
+    shown = {name: str(data.get(name) or "") for name in ("picture", "text")}
+    return Example(row, target, student, teacher, **shown)
 
 
 def _said(data: dict[str, Any], classes: int) -> Said | None:

@@ -24,7 +24,7 @@ def class_section(analysis: Analysis) -> Section:
     if analysis.student.confused:
         blocks.append(confused_pairs(analysis))
     blocks += _recall(analysis)
-    title = f"Right and wrong by class, on {count(analysis.rows)} {analysis.split} rows"
+    title = f"Right and wrong by class, on {count(analysis.rows)} {analysis.split} {analysis.items}"
     return Section(title, blocks, short="Classes")
 
 
@@ -43,7 +43,7 @@ def _recall(analysis: Analysis) -> list[Block]:
     (low, lowest), (high, highest) = known[0], known[-1]
     drawn = Figure(
         title="Recall by class" + (", and agreement with the teacher" if analysis.teacher else ""),
-        caption="Recall: share of a class's rows that are answered right."
+        caption=f"Recall: share of a class's {analysis.items} that are answered right."
         + (" Agreement: share on which both answer alike, right or wrong." if analysis.teacher else ""),
         description=f"Dot chart of recall by class: the student's goes from {percent(low, 0)} ({lowest}) to "
         f"{percent(high, 0)} ({highest}); every value is in the table.",
@@ -77,7 +77,11 @@ def _dots(name: str, labels: Sequence[str], shares: Sequence[float | None]) -> d
 def _by_class(analysis: Analysis) -> Table:
     """Classes that fall behind the teacher most (or, without one, that are recalled least) first."""
     sized = analysis.student.confusion is not None
-    columns = [Column("Class", numeric=False), *([Column("Rows")] if sized else []), Column("Student")]
+    columns = [
+        Column("Class", numeric=False),
+        *([Column(analysis.items.title())] if sized else []),
+        Column("Student"),
+    ]
     if analysis.teacher:
         columns += [Column("Teacher"), Column("Difference", note="in points"), Column("Agreement")]
     by = [column.label for column in columns].index("Difference" if analysis.teacher else "Student")

@@ -27,14 +27,14 @@ def calibration_section(analysis: Analysis) -> Section | None:
 
 
 def _figure(models: dict[str, Sequence[Bin]], analysis: Analysis) -> Figure:
-    curves = [trace for name, bins in models.items() for trace in _curve(name, bins)]
-    bars = [_bars(name, bins) for name, bins in models.items()]
+    curves = [trace for name, bins in models.items() for trace in _curve(name, bins, analysis.items)]
+    bars = [_bars(name, bins, analysis.items) for name, bins in models.items()]
     ideal = {"type": "line", "layer": "below", "x0": 0, "y0": 0, "x1": 1, "y1": 1}
     return Figure(
         title="Accuracy by confidence",
-        caption="Above: mean confidence and accuracy of the rows in a bin (faint: fewer than "
-        f"{FEW_ROWS} rows); below the dotted line a model is surer than it is right. Bars: share of rows in the bin.",
-        description=f"Reliability diagram on {count(analysis.rows)} {analysis.split} rows: "
+        caption=f"Above: mean confidence and accuracy of the {analysis.items} in a bin (faint: fewer than {FEW_ROWS}); "
+        f"below the dotted line a model is surer than it is right. Bars: share of {analysis.items} in the bin.",
+        description=f"Reliability diagram on {count(analysis.rows)} {analysis.split} {analysis.items}: "
         + "; ".join(_told(name, bins) for name, bins in models.items())
         + ".",
         traces=[*curves, *bars],
@@ -56,7 +56,7 @@ def _figure(models: dict[str, Sequence[Bin]], analysis: Analysis) -> Figure:
                 "domain": [0, 0.24],
                 "rangemode": "tozero",
                 "nticks": 3,
-                "title": {"text": "rows"},
+                "title": {"text": analysis.items},
             },
             "bargap": 0.15,
             "shapes": [
@@ -65,7 +65,7 @@ def _figure(models: dict[str, Sequence[Bin]], analysis: Analysis) -> Figure:
         },
         height=400,
         series=[Series(name, name, ANSWERS[name]) for name in models] if len(models) > 1 else (),
-        values=_values(models),
+        values=_values(models, analysis.items),
         wide=True,
     )
 
@@ -82,13 +82,13 @@ def _told(name: str, bins: Sequence[Bin]) -> str:
     )
 
 
-def _curve(name: str, bins: Sequence[Bin]) -> list[dict[str, Any]]:
-    firm = _points(name, [found for found in bins if found.rows >= FEW_ROWS])
-    faint = _points(name, [found for found in bins if found.rows < FEW_ROWS])
+def _curve(name: str, bins: Sequence[Bin], items: str) -> list[dict[str, Any]]:
+    firm = _points(name, [found for found in bins if found.rows >= FEW_ROWS], items)
+    faint = _points(name, [found for found in bins if found.rows < FEW_ROWS], items)
     return [firm, faint | {"mode": "markers", "opacity": 0.35}]
 
 
-def _points(name: str, bins: Sequence[Bin]) -> dict[str, Any]:
+def _points(name: str, bins: Sequence[Bin], items: str) -> dict[str, Any]:
     look = ANSWERS[name]
     return {
         "type": "scatter",
@@ -101,11 +101,12 @@ def _points(name: str, bins: Sequence[Bin]) -> dict[str, Any]:
         "line": {"color": look.paint, "width": 2, "dash": look.dash},
         "marker": {"color": look.paint, "symbol": look.symbol, "size": 8},
         "cliponaxis": False,
-        "hovertemplate": "%{fullData.name}: %{x:.1%} sure, %{y:.1%} right (%{customdata} rows)<extra></extra>",
+        "hovertemplate": "%{fullData.name}: %{x:.1%} sure, %{y:.1%} right (%{customdata} "
+        f"{items})<extra></extra>",
     }
 
 
-def _bars(name: str, bins: Sequence[Bin]) -> dict[str, Any]:
+def _bars(name: str, bins: Sequence[Bin], items: str) -> dict[str, Any]:
     rows = sum(found.rows for found in bins)
     return {
         "type": "bar",
@@ -116,14 +117,15 @@ def _bars(name: str, bins: Sequence[Bin]) -> dict[str, Any]:
         "y": [tidy(found.rows / rows) for found in bins],
         "customdata": [[f"{found.low:.0%} to {found.high:.0%}", found.rows] for found in bins],
         "marker": {"color": ANSWERS[name].paint},
-        "hovertemplate": "%{fullData.name}, %{customdata[0]} sure: %{customdata[1]} rows, %{y:.1%}<extra></extra>",
+        "hovertemplate": "%{fullData.name}, %{customdata[0]} sure: %{customdata[1]} "
+        f"{items}, " + "%{y:.1%}<extra></extra>",
     }
 
 
-def _values(models: dict[str, Sequence[Bin]]) -> Table:
+def _values(models: dict[str, Sequence[Bin]], items: str) -> Table:
     columns = [Column("Confidence", numeric=False)]
     for name in models:
-        columns += [Column(f"{name}: rows"), Column("sure"), Column("right")]
+        columns += [Column(f"{name}: {items}"), Column("sure"), Column("right")]
     bounds = sorted({(found.low, found.high) for bins in models.values() for found in bins})
     looked_up = [{found.low: found for found in bins} for bins in models.values()]
     rows = []

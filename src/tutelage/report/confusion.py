@@ -19,7 +19,7 @@ LISTED = 10
 def confusions(analysis: Analysis) -> list[Block]:
     """The student's, and the teacher's beside it, or folded away where each takes the whole width."""
     drawn = [
-        _confusion(who, answers.confusion, analysis.classes)
+        _confusion(who, answers.confusion, analysis.classes, analysis.items)
         for who, answers in (("student", analysis.student), ("teacher", analysis.teacher))
         if answers is not None and answers.confusion is not None
     ]
@@ -28,7 +28,7 @@ def confusions(analysis: Analysis) -> list[Block]:
     return [Figures(drawn[:1]), Folded("The teacher's answers", [Figures(drawn[1:])])]
 
 
-def _confusion(who: str, confusion: Matrix, classes: Sequence[str]) -> Figure:
+def _confusion(who: str, confusion: Matrix, classes: Sequence[str], items: str) -> Figure:
     shares = [[cell / (sum(row) or 1) for cell in row] for row in confusion]
     right = [[share if i == j else None for j, share in enumerate(row)] for i, row in enumerate(shares)]
     wrong = [[share if i != j else None for j, share in enumerate(row)] for i, row in enumerate(shares)]
@@ -45,11 +45,11 @@ def _confusion(who: str, confusion: Matrix, classes: Sequence[str]) -> Figure:
         rows=Names("target", labels),
         columns=Names("answer", labels),
         texts=[[int(cell) or "" for cell in row] for row in confusion],
-        hover="%{y} answered as %{x}: %{text} rows, %{z:.1%} of %{y}",
-        caption="Rows by target and answer. Blue: right, by its share of the target's rows; orange: wrong, up to the "
-        f"most frequent mistake ({percent(most, 1)}).",
+        hover="%{y} answered as %{x}: %{text} " + items + ", %{z:.1%} of %{y}",
+        caption=f"{items.title()} by target and answer. Blue: right, by its share of the target's {items}; orange: "
+        f"wrong, up to the most frequent mistake ({percent(most, 1)}).",
         description=f"Heat map, what the {who} answered by target, {len(classes)} classes: {count(hits)} of "
-        f"{count(total)} rows right{'; most often wrong: ' + told if told else ''}.",
+        f"{count(total)} {items} right{'; most often wrong: ' + told if told else ''}.",
     )
 
 
@@ -62,10 +62,10 @@ def _largest(wrong: Sequence[Sequence[float | None]], classes: Sequence[str]) ->
 
 def confused_pairs(analysis: Analysis) -> Table:
     """The student's most frequent mistakes, and how often the teacher makes the same."""
-    sized = analysis.student.confusion is not None
-    columns = [*(Column(name, numeric=False) for name in ("Target", "Answer")), Column("Rows")]
-    columns += [Column("Of the target", note="share of the target's rows")] if sized else []
-    columns += [Column("Teacher", note="rows that the teacher answers so")] if analysis.teacher else []
+    sized, items = analysis.student.confusion is not None, analysis.items
+    columns = [*(Column(name, numeric=False) for name in ("Target", "Answer")), Column(items.title())]
+    columns += [Column("Of the target", note=f"share of the target's {items}")] if sized else []
+    columns += [Column("Teacher", note=f"{items} that the teacher answers so")] if analysis.teacher else []
     rows = []
     for target, answer, wrong in analysis.student.confused[: LISTED if sized else None]:
         cells = [class_cell(analysis.classes[i]) for i in (target, answer)]

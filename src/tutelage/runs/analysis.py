@@ -1,6 +1,7 @@
 """What a classifier got right and wrong on held-out rows, beside its teacher: ``analysis.json`` for the report.
 
-Everything follows from each row's most probable class and its probability, so one pass gives all of it.
+Everything follows from each item's most probable class and its probability, so one pass gives all of it. An item is a
+row, or a token of one where tokens have classes.
 """
 
 from __future__ import annotations
@@ -12,16 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tutelage.data import Tokenizer
 from tutelage.data.pictures import png_uri
 from tutelage.engine.loading import Source
 from tutelage.engine.types import Batch, Outputs
 from tutelage.engine.views import to_float
 from tutelage.functional.calibration import BINS, confidence_bins
+from tutelage.functional.tokens import counted_tokens
 
 MOST_CLASSES = 50
 """Above, the confusion of all classes is unreadable: only its largest entries are kept."""
 MOST_PAIRS = 20
 MOST_EXAMPLES = 12
+MOST_CHARACTERS = 500
+"""Of a text that is shown; of a token's, so many on either side."""
 
 Json = dict[str, Any]
 Predict = Callable[[Batch], Outputs]
@@ -29,10 +34,19 @@ Predict = Callable[[Batch], Outputs]
 
 @dataclass(frozen=True)
 class Answers:
-    """Of every row, on the CPU: the most probable class and its probability."""
+    """Of every item, on the CPU: the most probable class and its probability."""
 
     classes: Tensor
     confidence: Tensor
+
+
+@dataclass(frozen=True)
+class Items:
+    """What was answered, on the CPU: the class of each item, and its place ``[items, 1]`` (the row's position in the
+    source) or ``[items, 2]`` (and the token's in the row)."""
+
+    target: Tensor
+    places: Tensor
 
 
 def analyse(
@@ -44,24 +58,29 @@ def analyse(
     class_names: Sequence[str] | None,
     batch_size: int,
     device: torch.device,
+    tokenizer: Tokenizer | None = None,
 ) -> Json:
-    """Confusion, calibration, agreement by class, and rows on which student and teacher disagree.
+    """Confusion, calibration, agreement by class, and items on which student and teacher disagree.
 
     Args:
         student, teacher: outputs of a batch of ``source``, without gradients.
-        source: labelled rows of a classification.
+        source: labelled rows of a classification, of rows or of tokens.
         classes: how many there are.
         class_names: what they are called; none: their numbers.
+        tokenizer: that made the rows, where they are text.
 
     Returns:
-        JSON values: ``classes`` (names), ``rows``, ``student`` and ``teacher`` (``recall`` by class, ``confusion``
-        counts ``[target][answer]`` or none, ``confused`` pairs, ``calibration`` bins), ``agreement`` by class (shares;
-        none for a class without rows) and ``examples``.
+        JSON values: ``classes`` (names), ``items`` (what they are of: ``rows`` or ``tokens``), ``rows`` (how many
+        items), ``student`` and ``teacher`` (``recall`` by class, ``confusion`` counts ``[target][answer]`` or none,
+        ``confused`` pairs, ``calibration`` bins), ``agreement`` by class (shares; none for a class without items) and
+        ``examples``, each with its ``picture`` or its ``text`` (a token's stands between » and «).
     """
     predictors = {"student": student} | ({"teacher": teacher} if teacher else {})
-    answers, target, index = _answers(predictors, source, batch_size, device)
+    answers, items = _answers(predictors, source, batch_size, device)
+    target = items.target
     found: Json = {
         "classes": list(class_names) if class_names else [str(i) for i in range(classes)],
+        "items": "rows" if items.places.shape[1] == 1 else "tokens",
         "rows": len(target),
         "teacher": None,
         "agreement": None,
@@ -72,30 +91,38 @@ def analyse(
     if teacher:
         same = answers["student"].classes == answers["teacher"].classes
         found["agreement"] = _shares(same, target, classes)
-        found["examples"] = _examples(answers, target, index, ~same, source)
+        found["examples"] = _examples(answers, items, ~same, source, tokenizer)
     return found
 
 
 def _answers(
     predictors: dict[str, Predict], source: Source, batch_size: int, device: torch.device
-) -> tuple[dict[str, Answers], Tensor, Tensor]:
+) -> tuple[dict[str, Answers], Items]:
     classes: dict[str, list[Tensor]] = {who: [] for who in predictors}
     confidence: dict[str, list[Tensor]] = {who: [] for who in predictors}
-    targets, rows = [], []
+    targets, places = [], []
     for start in range(0, len(source), batch_size):
-        positions = range(start, min(start + batch_size, len(source)))
-        batch = to_float(source.fetch(positions).to(device))
-        assert batch.target is not None
-        hard = batch.target if batch.target.dim() == 1 else batch.target.argmax(1)
-        kept = slice(None) if batch.mask is None else batch.mask.bool()
-        targets.append(hard[kept].cpu())
-        rows.append(torch.tensor(positions)[kept if isinstance(kept, slice) else kept.cpu()])
+        batch = to_float(source.fetch(range(start, min(start + batch_size, len(source)))).to(device))
+        target, counted = _target(batch)
+        targets.append(target[counted].cpu())
+        found = counted.nonzero().cpu()
+        found[:, 0] += start
+        places.append(found)
         for who, predict in predictors.items():
-            best = predict(batch).logits[kept].float().softmax(1).max(1)
+            best = predict(batch).logits[counted].float().softmax(1).max(1)
             classes[who].append(best.indices.cpu())
             confidence[who].append(best.values.cpu())
     answers = {who: Answers(torch.cat(classes[who]), torch.cat(confidence[who])) for who in predictors}
-    return answers, torch.cat(targets), torch.cat(rows)
+    return answers, Items(torch.cat(targets), torch.cat(places))
+
+
+def _target(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Class ids ``[rows]`` or ``[rows, tokens]``, and which of them count (bool)."""
+    assert batch.target is not None
+    target = batch.target.argmax(1) if batch.target.is_floating_point() else batch.target
+    counted = counted_tokens(target.shape, batch.mask, target)
+    assert counted is not None
+    return target, counted
 
 
 def _one(answers: Answers, target: Tensor, classes: int) -> Json:
@@ -149,27 +176,43 @@ def _shares(hit: Tensor, target: Tensor, classes: int) -> list[float | None]:
 
 
 def _examples(
-    answers: dict[str, Answers], target: Tensor, positions: Tensor, apart: Tensor, source: Source
+    answers: dict[str, Answers], items: Items, apart: Tensor, source: Source, tokenizer: Tokenizer | None
 ) -> list[Json]:
-    """Rows on which the two are surest of different answers."""
+    """Items on which the two are surest of different answers."""
     certainty = answers["student"].confidence * answers["teacher"].confidence * apart
     chosen = certainty.topk(min(MOST_EXAMPLES, int(apart.sum()))).indices.tolist()
     if not chosen:
         return []
-    batch = source.fetch([int(positions[i]) for i in chosen])
+    places = items.places[chosen].tolist()
+    batch = source.fetch([row for row, *_ in places])
     pictures = _pictures(batch)
     return [
         {
-            "row": int(batch.index[k]) if batch.index is not None else int(positions[i]),
-            "target": int(target[i]),
+            "row": int(batch.index[k]) if batch.index is not None else places[k][0],
+            "target": int(items.target[i]),
             **{
                 who: {"class": int(given.classes[i]), "confidence": round(float(given.confidence[i]), 4)}
                 for who, given in answers.items()
             },
             "picture": pictures[k],
+            "text": None if tokenizer is None else _text(batch, k, places[k][1:], tokenizer),
         }
         for k, i in enumerate(chosen)
     ]
+
+
+def _text(batch: Batch, row: int, place: Sequence[int], tokenizer: Tokenizer) -> str:
+    """A row as text, cut where it is long; one token of it marked, where a ``place`` is given."""
+    assert isinstance(batch.inputs, dict)
+    ids = batch.inputs["input_ids"][row][batch.inputs["attention_mask"][row].bool()].tolist()
+    if not place:
+        whole = tokenizer.decode(ids, special=False)
+        return whole if len(whole) <= MOST_CHARACTERS else whole[: MOST_CHARACTERS - 1] + "…"
+    first, whole = place[0], tokenizer.decode(ids, special=False)
+    start, end = (len(tokenizer.decode(ids[:upto], special=False)) for upto in (first, first + 1))
+    token = whole[start:end]
+    before = whole[:start][-MOST_CHARACTERS:] + token[: len(token) - len(token.lstrip())]
+    return f"{before}»{token.strip()}«{whole[end:][:MOST_CHARACTERS]}"
 
 
 def _pictures(batch: Batch) -> list[str | None]:

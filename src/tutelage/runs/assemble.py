@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from tutelage import catalogue
 from tutelage.data import Data, open_data
 from tutelage.engine.combine import Combined
+from tutelage.engine.distributed import is_sharded
 from tutelage.engine.evaluate import evaluate
+from tutelage.engine.heads import HeadPlan
 from tutelage.engine.loading import Source
 from tutelage.engine.loop import Trainer
 from tutelage.engine.method import Method
@@ -26,18 +27,24 @@ from tutelage.engine.types import Batch, Outputs
 from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views, to_float
 from tutelage.models import BuiltModel, build_model
+from tutelage.models.language_head import check_packing, language_head
 from tutelage.procedures.procedure import Procedure
 from tutelage.procedures.run import Run
 from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
 from tutelage.runs.checks import check_evaluation, check_fit
 from tutelage.runs.teachers import TeacherModel, teacher_model
-from tutelage.tasks import Task, build_task
+from tutelage.runs.vocabulary import own_tokenizer, vocabulary_of
+from tutelage.tasks import LanguageModel, Task, build_task
 from tutelage.teachers.local import LocalTeacher
 
 
 @dataclass
 class Assembly:
-    """Everything a run is made of, before anything is written."""
+    """Everything a run is made of, before anything is written.
+
+    Attributes:
+        head: where a student that is a language model makes its logits.
+    """
 
     recipe: Recipe
     runtime: Runtime
@@ -47,6 +54,7 @@ class Assembly:
     teachers: dict[str, Teacher]
     teacher_models: dict[str, TeacherModel]
     method: Method | Procedure
+    head: HeadPlan | None = None
 
     @property
     def name(self) -> str:
@@ -61,6 +69,11 @@ class Assembly:
     def live_teachers(self) -> dict[str, LocalTeacher]:
         """Teachers that are models in this process, by name."""
         return {name: teacher for name, teacher in self.teachers.items() if isinstance(teacher, LocalTeacher)}
+
+    @property
+    def whole_teachers(self) -> dict[str, LocalTeacher]:
+        """Those of them that lie on one process, which can run them by itself."""
+        return {name: teacher for name, teacher in self.live_teachers.items() if not is_sharded(teacher.held)}
 
     @property
     def loaders(self) -> dict[str, Source]:
@@ -80,12 +93,14 @@ class Assembly:
             self.task,
             self.data.train,
             recipe.train,
+            stream=self.data.stream,
             teachers=self.teachers,
             views=Views.of(recipe.data, recipe.train.seed),
             loaders=self.loaders,
             workers=recipe.data.workers,
             mean=self.student.mean,
             std=self.student.std,
+            head=self.head,
             validation=self._validation(),
             folder=folder,
             callbacks=callbacks,
@@ -97,14 +112,19 @@ class Assembly:
         """The workplace of a procedure."""
         recipe = self.recipe
 
-        def new_student(outputs: int) -> nn.Module:
+        def new_model(config: ModelConfig, name: str, outputs: int = self.data.info.outputs) -> nn.Module:
             built = build_model(
-                recipe.student,
+                config,
                 outputs=outputs,
                 input_shape=self.data.info.input_shape,
-                seed=derive_seed(recipe.train.seed, "student"),
+                seed=derive_seed(recipe.train.seed, name),
+                task=recipe.task,
+                vocabulary=vocabulary_of(self.data),
             )
             return built.module
+
+        def new_student(outputs: int) -> nn.Module:
+            return new_model(recipe.student, "student", outputs)
 
         return Run(
             recipe,
@@ -115,6 +135,8 @@ class Assembly:
             teachers=self.teachers,
             mean=self.student.mean,
             std=self.student.std,
+            head=self.head,
+            new_model=new_model,
             folder=folder,
             show_progress=show_progress,
             callbacks=callbacks,
@@ -181,13 +203,20 @@ def assemble(
     runtime = Runtime.of(recipe.train)
     if data is None:
         with runtime.main_first():
-            data = open_data(recipe.data, recipe.task)
-    task = build_task(recipe.task, data.info.outputs, label_smoothing=recipe.train.label_smoothing)
+            data = open_data(recipe.data, recipe.task, own_tokenizer(recipe.student))
+    task = build_task(
+        recipe.task,
+        data.info.outputs,
+        label_smoothing=recipe.train.label_smoothing,
+        class_names=data.info.class_names,
+    )
     built = build_model(
         student if student is not None else recipe.student,
         outputs=data.info.outputs,
         input_shape=data.info.input_shape,
         seed=derive_seed(recipe.train.seed, "student"),
+        task=recipe.task,
+        vocabulary=vocabulary_of(data),
     )
     built = normalised(built, recipe.student, data)
     example = to_float(data.train.fetch(list(range(min(2, len(data.train))))))
@@ -195,8 +224,16 @@ def assemble(
         name: teacher_model(name, config, data, recipe, runtime, dry=dry, show_progress=show_progress)
         for name, config in teacher_configs(recipe).items()
     }
-    teachers = {name: model.teacher(name, example.inputs, runtime) for name, model in models.items()}
+    tokens = data.info.outputs if isinstance(task, LanguageModel) else None
     method = build_method(recipe)
+    # Such a teacher may be larger than the device: the Trainer brings it there part by part.
+    in_parts = isinstance(method, Method) and (
+        recipe.train.offload_teacher or runtime.shares_teachers(recipe.train)
+    )
+    teachers = {
+        name: model.teacher(name, example.inputs, runtime, tokens, in_parts=in_parts)
+        for name, model in models.items()
+    }
     check_evaluation(recipe, task, data)
     check_trackers(recipe.output.trackers)
     check_fit(recipe, method, models, teachers, data, runtime)
@@ -204,7 +241,12 @@ def assemble(
         for teacher in teachers.values():
             if isinstance(teacher, LocalTeacher):
                 teacher.freeze()
-    return Assembly(recipe, runtime, data, task, built, teachers, models, method)
+    head = None
+    if tokens is not None:
+        head = language_head("the student", built.module, tokens, example.inputs)
+        if recipe.data.packing != "none":
+            check_packing("the student", built.module, example.inputs)
+    return Assembly(recipe, runtime, data, task, built, teachers, models, method, head)
 
 
 def build_method(recipe: Recipe) -> Method | Procedure:
@@ -238,15 +280,26 @@ def normalised(built: BuiltModel, config: ModelConfig, data: Data) -> BuiltModel
     return built if built.mean is not None else built._replace(mean=data.info.mean, std=data.info.std)
 
 
+_REMEMBERED = 2**30
+"""Bytes of a split's outputs up to which they are kept."""
+
+
 class Remembered:
-    """A teacher's outputs for evaluation batches, computed once: agreement and the teacher's own metrics share them."""
+    """A teacher's outputs for evaluation batches, computed once where they are not too large: agreement and the
+    teacher's own metrics share them. Of a language model the hidden states are kept, not the logits."""
 
     def __init__(self, teacher: LocalTeacher) -> None:
         self.teacher = teacher
-        self._logits: dict[tuple[int, ...], torch.Tensor] = {}
+        self._kept: dict[tuple[int, ...], Outputs] = {}
+        self._bytes = 0
 
     def __call__(self, batch: Batch) -> Outputs:
         key = tuple(batch.index.tolist()) if batch.index is not None else ()
-        if key not in self._logits:
-            self._logits[key] = self.teacher.outputs(batch).logits
-        return Outputs(self._logits[key])
+        if key in self._kept:
+            return self._kept[key]
+        outputs = self.teacher.outputs(batch)
+        kept = outputs.logits if outputs.hidden is None else outputs.hidden
+        self._bytes += kept.nbytes
+        if self._bytes <= _REMEMBERED:
+            self._kept[key] = Outputs(hidden=kept, head=outputs.head) if outputs.head else Outputs(kept)
+        return outputs

@@ -34,6 +34,7 @@ class CacheResult:
     Attributes:
         made: shards that this call wrote; none: all was there and whole.
         seconds: that it took.
+        bytes: size of all its files.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class CacheResult:
     made: tuple[int, ...]
     made_rows: int
     seconds: float
+    bytes: int
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ def cache(
             raise CacheInterrupted(stop.signal, Path(folder), writer.done, job.plan.total)
         seconds = time.perf_counter() - started
         rows = sum(len(job.plan.span(shard)) for shard in writer.made)
-        return CacheResult(Path(folder), writer.finish(job.metrics), tuple(writer.made), rows, seconds)
+        manifest = writer.finish(job.metrics)
+        size = sum(file.stat().st_size for file in Path(folder).iterdir())
+        return CacheResult(Path(folder), manifest, tuple(writer.made), rows, seconds, size)
 
 
 def estimate(

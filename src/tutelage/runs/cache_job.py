@@ -19,10 +19,10 @@ from tutelage.engine.views import Views
 from tutelage.models import profile_model
 from tutelage.recipe.schema import Recipe
 from tutelage.runs.assemble import Assembly, assemble
-from tutelage.runs.checks import setting_of, views_drawn
+from tutelage.runs.checks import setting_of, tokens_part, views_drawn
 from tutelage.teachers.local import LocalTeacher
 from tutelage.teachers.manifest import CODE, DataPart, FormPart, Plan, SplitMetrics, TeacherPart, ViewsPart
-from tutelage.teachers.measuring import ErrorMeter
+from tutelage.teachers.measuring import OF_PROBABILITIES, ErrorMeter
 from tutelage.teachers.store import layout_of, offers_of, spec_part
 
 _SHARD_BYTES, _SHARD_ROWS = 2**27, 16_384
@@ -43,6 +43,7 @@ class CacheJob:
         self.views = Views.of(recipe.data, recipe.train.seed)
         self.keep_logits = recipe.cache.form != "none"
         self.taps = _taps(assembly, name)
+        _check_taps(assembly, self.taps)
         if not self.taps and not self.keep_logits:
             raise ValueError(
                 "cache.form is none and no taps are kept: there is nothing to store; set cache.taps"
@@ -64,11 +65,13 @@ class CacheJob:
         Raises:
             PairingError, ValueError: it has none.
         """
-        plain = recipe.train.model_copy(update={"compile": False})
+        # Each process asks its own rows of a whole teacher: a sharded one would wait for the others' rows.
+        plain = recipe.train.model_copy(update={"compile": False, "sharding": "ddp", "shard_teacher": None})
         assembly = assemble(
             recipe.model_copy(update={"train": plain}), data=data, dry=dry, show_progress=show_progress
         )
         name = _choose(assembly, teacher)
+        _check_rows(assembly)
         ids, positions = row_ids(assembly.data.train).sort(stable=True)
         if bool((ids[1:] == ids[:-1]).any()):
             twice = int(ids[1:][ids[1:] == ids[:-1]][0])
@@ -146,7 +149,7 @@ class CacheJob:
         assembly, recipe = self.assembly, self.assembly.recipe
         cache = recipe.cache
         _, outputs = self.answer(torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.int64))
-        shape = tuple(outputs.logits.shape[1:]) if self.keep_logits else None
+        shape = _logit_shape(outputs) if self.keep_logits else None
         _check_form(recipe, shape)
         plan = Plan(
             code=CODE,
@@ -158,6 +161,7 @@ class CacheJob:
                 fingerprint=self.source.fingerprint,
                 rows=len(self.ids),
                 ids=tensor_digest(self.ids),
+                tokens=tokens_part(assembly.data, recipe.data),
             ),
             views=ViewsPart(
                 changes=tuple(view.model_dump(mode="json") for view in recipe.data.views),
@@ -196,6 +200,30 @@ class CacheJob:
         )
 
 
+def _logit_shape(outputs: Outputs) -> tuple[int, ...]:
+    """Of a row's logits, which need not be made for it."""
+    if outputs.hidden is None or outputs.head is None:
+        return tuple(outputs.logits.shape[1:])
+    return (*outputs.hidden.shape[1:-1], len(outputs.head.weight))
+
+
+def _check_rows(assembly: Assembly) -> None:
+    """Rows that a store could not hold, or never all of."""
+    if assembly.data.stream is not None:
+        raise ValueError(
+            "a stream has no last row, so its answers cannot all be stored; set data.stream=false"
+        )
+    if assembly.recipe.task == "token-classification":
+        raise ValueError(
+            "token-classification has an answer a token and rows of unequal lengths, and those of a store are alike; "
+            "run the teacher beside the student"
+        )
+    if assembly.recipe.task == "language-model" and assembly.recipe.data.packing == "none":
+        raise ValueError(
+            "data.packing is none: its rows have unequal lengths, and those of a store are alike; set it to best_fit"
+        )
+
+
 def _choose(assembly: Assembly, teacher: str | None) -> str:
     """The name of the teacher whose outputs are stored."""
     known = ", ".join(assembly.teachers)
@@ -219,10 +247,18 @@ def _taps(assembly: Assembly, name: str) -> tuple[str, ...]:
     return assembly.teachers[name].spec.resolve((*wanted, *assembly.recipe.cache.taps))
 
 
+def _check_taps(assembly: Assembly, taps: tuple[str, ...]) -> None:
+    if taps and assembly.data.info.tokenizer is not None and not assembly.data.info.input_shape:
+        raise ValueError(
+            f"cache.taps (or the method) asks for {taps[0]}: features of texts of unequal lengths, and a store's rows "
+            "are alike; keep logits alone, or run the teacher beside the student"
+        )
+
+
 def _check_form(recipe: Recipe, logits: tuple[int, ...] | None) -> None:
     cache = recipe.cache
     probabilities = cache.form in ("topk", "sampled") or cache.scale == "log_probs"
-    if probabilities and recipe.task != "classification":
+    if probabilities and recipe.task not in OF_PROBABILITIES:
         raise ValueError(
             f"cache.form {cache.form} (scale {cache.scale}) keeps probabilities over classes, which {recipe.task} does "
             "not have; use form dense with scale raw"

@@ -8,6 +8,7 @@ from typing import Any
 
 from tutelage.data import Data, RowSource
 from tutelage.data.cache import SharedRows
+from tutelage.data.tokens import TokenSource
 from tutelage.engine.loading import Source
 from tutelage.engine.method import Method
 from tutelage.engine.needs import PairingError, Setting, check_pairing
@@ -16,11 +17,11 @@ from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Batch
 from tutelage.engine.views import Views, to_float
 from tutelage.procedures.procedure import Procedure
-from tutelage.recipe.schema import Recipe, ViewConfig
+from tutelage.recipe.schema import DataConfig, Recipe, ViewConfig
 from tutelage.runs.teachers import TeacherModel
 from tutelage.tasks import Task
 from tutelage.tasks.task import RowNames
-from tutelage.teachers.manifest import Plan
+from tutelage.teachers.manifest import Plan, TokensPart
 
 _MOST_VIEWS = 64
 """Views of a row that a step may show."""
@@ -44,6 +45,13 @@ def check_fit(
     reasons = check_pairing(
         name, method.needs, {n: teacher.offers for n, teacher in teachers.items()}, setting
     )
+    if method.needs.teacher == "trained":
+        reasons += [
+            f"`{name}` trains its teachers, and teacher `{title}` has weights in half precision, which lose small "
+            "updates; leave its dtype out"
+            for title, model in models.items()
+            if model.built is not None and any(p.dtype.itemsize < 4 for p in model.built.module.parameters())
+        ]
     if "validation" in method.needs.loaders and _validates_on_test(recipe, data):
         reasons.append(
             f"`{name}` learns from data.validation, and that is the test data: its result would mean nothing; give a "
@@ -58,7 +66,11 @@ def check_fit(
                 f"({recipe.data.path}); give a teacher for these classes, or train one by `teacher: {{recipe: …}}`"
             )
     for title, model in models.items():
-        if model.store is not None and method.needs.teacher != "none":
+        if model.store is not None and data.stream is not None:
+            reasons.append(
+                f"teacher `{title}` is a store, which a stream's rows outrun; set data.stream=false"
+            )
+        elif model.store is not None and method.needs.teacher != "none":
             reasons += _store_gaps(title, model.store.plan, recipe, method.needs.views, data)
     if reasons:
         raise PairingError("\n".join(reasons))
@@ -87,6 +99,14 @@ def views_drawn(recipe: Recipe, count: int, rows: int) -> int:
 def _store_gaps(title: str, plan: Plan, recipe: Recipe, count: int, data: Data) -> list[str]:
     """Why a store does not hold what a run will ask it for."""
     start = f"the store of teacher `{title}` was made for"
+    tokens = tokens_part(data, recipe.data)
+    if plan.data.tokens is not None and tokens is not None and plan.data.tokens != tokens:
+        theirs, ours = plan.data.tokens.model_dump(), tokens.model_dump()
+        field = next(name for name in ours if theirs[name] != ours[name])
+        return [
+            f"{start} rows of other tokens (data.{_TOKEN_FIELDS[field]}): {str(theirs[field])[:12]}; this run has "
+            f"{str(ours[field])[:12]}; take the recipe's `data` with which it was made, or make one anew"
+        ]
     if plan.data.fingerprint != data.train.fingerprint:
         return [
             f"{start} other rows (data): {plan.data.rows} of {plan.data.path}, fingerprint "
@@ -114,6 +134,27 @@ def _store_gaps(title: str, plan: Plan, recipe: Recipe, count: int, data: Data) 
     return reasons
 
 
+_TOKEN_FIELDS = {
+    "tokenizer": "tokenizer",
+    "max_length": "max_length",
+    "packing": "packing",
+    "fingerprint": "path",
+}
+
+
+def tokens_part(data: Data, config: DataConfig) -> TokensPart | None:
+    """How the rows' text became tokens; none where they are no packed text."""
+    packing = getattr(data.train, "packing_fingerprint", None)
+    if packing is None or data.info.tokenizer is None:
+        return None
+    return TokensPart(
+        tokenizer=data.info.tokenizer.fingerprint,
+        max_length=config.max_length,
+        packing=config.packing,
+        fingerprint=packing,
+    )
+
+
 def _named(changes: tuple[dict[str, Any], ...]) -> str:
     return ", ".join(str(ViewConfig.model_validate(change)) for change in changes) or "none"
 
@@ -126,19 +167,28 @@ def _validates_on_test(recipe: Recipe, data: Data) -> bool:
 
 
 def check_evaluation(recipe: Recipe, task: Task, data: Data) -> None:
-    """Names in ``evaluation`` and ``train.early_stop``.
+    """Names in ``evaluation`` and ``train.early_stop``, and whether there are prompts for its samples.
 
     Raises:
-        ValueError: metrics that the task does not have, or a column that the rows do not carry.
+        ValueError: metrics that the task does not have, a column that the rows do not carry, or samples without text.
     """
     early, options = recipe.train.early_stop, recipe.evaluation
+    held_out = data.validation if data.test is None else data.test
+    if options.samples and not (isinstance(held_out, TokenSource) and recipe.task == "language-model"):
+        raise ValueError(
+            f"evaluation.samples is {options.samples}: prompts come from held-out text of a language model, and this "
+            f"run has {'none' if held_out is None else f'the task {recipe.task}'}; set data.validation or data.test, "
+            "or leave it out"
+        )
     wanted = {"evaluation.best": options.best, "train.early_stop.metric": early and early.metric}
     wanted |= {f"evaluation.metrics.{i}": name for i, name in enumerate(options.metrics)}
     unknown = [
-        f"{field} is {name!r}" for field, name in wanted.items() if name and name not in task.higher_is_better
+        f"{field} is {name!r}" for field, name in wanted.items() if name and name not in task.known_metrics
     ]
     if unknown:
-        raise ValueError(f"{'; '.join(unknown)}; {task.name} has {', '.join(task.higher_is_better)}")
+        raise ValueError(
+            f"{'; '.join(unknown)}; on this data {task.name} has {', '.join(task.known_metrics)}"
+        )
     columns = sorted(data.info.fields - {"target", "index"})
     group = options.group_by
     if group is not None and group not in columns:

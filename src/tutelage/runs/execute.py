@@ -14,24 +14,26 @@ from torch import nn
 
 import tutelage.recipe as recipes
 from tutelage.data import Data
+from tutelage.engine.activations import keep_activations
+from tutelage.engine.exhausted import situation_of
 from tutelage.engine.interrupt import Interrupted
+from tutelage.engine.memory import needed
 from tutelage.engine.method import Method
 from tutelage.engine.metrics import MetricsLog
 from tutelage.engine.progress import progress as display
 from tutelage.engine.quantize import floats, release
 from tutelage.engine.runtime import Runtime
-from tutelage.engine.taps import Tapped, outputs_of
-from tutelage.engine.types import Batch, Outputs, Table
+from tutelage.engine.types import Table
 from tutelage.engine.views import to_float
 from tutelage.engine.writing import UnwrittenError, writing
-from tutelage.models import BuiltModel, load_model, profile_model, save_model
+from tutelage.models import load_model, merge_lora, save_model
 from tutelage.procedures.procedure import Artifacts, Procedure
 from tutelage.recipe.schema import Recipe
-from tutelage.runs.analysis import analyse
-from tutelage.runs.assemble import Assembly, Remembered, assemble
+from tutelage.runs.assemble import Assembly, assemble
 from tutelage.runs.checks import check_rows
-from tutelage.runs.embeddings import embeddings
 from tutelage.runs.folder import RunFolder
+from tutelage.runs.measured import add_profiles, analysis_of, evaluations
+from tutelage.runs.samples import add_samples
 
 RecipeSource = Recipe | str | Path | Mapping[str, Any]
 
@@ -94,14 +96,14 @@ def check(
     """Check everything that a run needs, and spend nothing: recipe, pairing, models, and one dry batch.
 
     Returns:
-        A plan: models, rows, steps, and the terms of the dry batch.
+        A plan: models, rows, steps, the terms of the dry batch, and the memory that a language model's step needs.
 
     Raises:
         RecipeError, PairingError, ValueError: what a run would refuse.
     """
     loaded, _ = load_source(recipe)
     with cpu_threads(loaded.train.threads):
-        assembly, steps, terms = _dry_run(loaded, student, data)
+        assembly, steps, terms, memory = _dry_run(loaded, student, data)
         return {
             "method": assembly.name,
             "student": {"model": loaded.student.model, "parameters": _parameters(assembly.student.module)},
@@ -113,7 +115,7 @@ def check(
             "device": str(assembly.runtime.device),
             "steps": steps,
             "dry_terms": terms,
-        }
+        } | ({"memory": memory} if memory else {})
 
 
 def resume(folder: Path | str, *, progress: bool | None = None) -> RunResult:
@@ -150,6 +152,8 @@ class _DryRun(NamedTuple):
     assembly: Assembly
     steps: int | None
     terms: dict[str, float]
+    memory: dict[str, str]
+    """What a step of a language model needs, in words."""
 
 
 def _dry_run(recipe: Recipe, student: nn.Module | None, data: Data | None) -> _DryRun:
@@ -158,14 +162,15 @@ def _dry_run(recipe: Recipe, student: nn.Module | None, data: Data | None) -> _D
     check_rows(assembly.data, assembly.task)
     if isinstance(assembly.method, Method):
         trainer = assembly.trainer(None)
-        return _DryRun(assembly, trainer.total_steps, trainer.dry_step())
+        memory = needed(situation_of(trainer)) if assembly.head is not None else {}
+        return _DryRun(assembly, trainer.total_steps, trainer.dry_step(), memory)
     rows = to_float(
         assembly.data.train.fetch(list(range(min(recipe.train.batch_size, len(assembly.data.train)))))
     )
     assembly.task.check(rows, None)
     with closing(assembly.procedure_run(None, show_progress=False)) as work:
         assembly.method.check(work)
-    return _DryRun(assembly, None, {})
+    return _DryRun(assembly, None, {}, {})
 
 
 def _run(
@@ -201,19 +206,21 @@ def _run(
     def finish() -> dict[str, Any]:
         """Rank 0 measures and writes."""
         with floats(student):
-            _add_profiles(result, assembly, student)
+            add_profiles(result, assembly, student)
+            add_samples(result, assembly, student)
             with writing(opened.path / "student"):
-                save_model(assembly.student._replace(module=student), opened.path / "student")
+                built = assembly.student._replace(module=student)
+                save_model(built, opened.path / "student", beside=_tokenizer(assembly))
         for name, model in models.items():
             built = assembly.teacher_models[name].live._replace(module=model)
             with writing(opened.path / "teachers" / name):
-                save_model(built, opened.path / "teachers" / name)
+                save_model(built, opened.path / "teachers" / name, beside=_tokenizer(assembly))
         result["seconds"] = time.perf_counter() - started
         opened.write_json("result.json", result)
         if assembly.recipe.output.report:
             from tutelage.report import write_report
 
-            if analysis := _analysis(assembly, student):
+            if analysis := analysis_of(assembly, student):
                 opened.write_json("analysis.json", analysis)
             with writing(opened.path / "report.html"):
                 write_report([opened.path])
@@ -237,10 +244,10 @@ def _train(
         with closing(work):
             artifacts = assembly.method.run(work)
         result |= _procedure_result(artifacts)
-        return artifacts.student or assembly.student.module, artifacts.models
+        return _plain(artifacts.student or assembly.student.module), artifacts.models
     trainer = assembly.trainer(path / "checkpoints", callbacks)
     trainer.fit()
-    student = trainer.finished()
+    student = _plain(trainer.finished())
     for name, module in trainer.plain_teachers().items():
         assembly.live_teachers[name].held = module  # rank 0 alone measures and saves them
     progress = trainer.progress
@@ -255,26 +262,24 @@ def _train(
             "metric": assembly.best_metric(),
             "value": _best_value(assembly, progress.best),
         },
-    } | _evaluations(assembly, student)
+    } | evaluations(assembly, student)
     for callback in callbacks:
         if isinstance(callback, MetricsLog) and result["test"]:
             callback.evaluation("test", trainer.step, trainer.epoch, result["test"])
     return student, {name: teacher.held.model for name, teacher in assembly.trained_teachers.items()}
 
 
-def _add_profiles(result: dict[str, Any], assembly: Assembly, student: nn.Module) -> None:
-    """Parameters, FLOPs and latency of the student and its teachers."""
-    result["student"] = {
-        "model": assembly.recipe.student.model,
-        **_profile(assembly, student, assembly.student),
-    }
-    for name, model in assembly.teacher_models.items():
-        if model.store is not None:
-            part = model.store.plan.teacher
-            profile = {"parameters": part.parameters, "flops": part.flops}
-        else:
-            profile = _profile(assembly, assembly.live_teachers[name].held.model, model.live)
-        result["teachers"][name] = {**result["teachers"].get(name, {}), "model": model.name, **profile}
+def _plain(student: nn.Module) -> nn.Module:
+    """The student without what only training needs: adapters are merged, blocks keep their activations."""
+    merge_lora(student)
+    keep_activations(student)
+    return student
+
+
+def _tokenizer(assembly: Assembly) -> Callable[[Path], object] | None:
+    """What writes the tokeniser beside a model of text."""
+    found = assembly.data.info.tokenizer
+    return None if found is None else found.save
 
 
 def _identity(assembly: Assembly) -> dict[str, Any]:
@@ -291,7 +296,8 @@ def _identity(assembly: Assembly) -> dict[str, Any]:
 
 def _procedure_result(artifacts: Artifacts) -> dict[str, Any]:
     tables = _tables(artifacts.tables)
-    return {"test": artifacts.metrics, "validation": {}, "tables": tables, **artifacts.figures}
+    kept = {"datasets": artifacts.datasets} if artifacts.datasets else {}
+    return {"test": artifacts.metrics, "validation": {}, "tables": tables, **kept, **artifacts.figures}
 
 
 def _tables(tables: Mapping[str, Table]) -> dict[str, Any]:
@@ -303,75 +309,6 @@ def _tables(tables: Mapping[str, Table]) -> dict[str, Any]:
         }
         for name, table in tables.items()
     }
-
-
-def _evaluations(assembly: Assembly, student: nn.Module) -> dict[str, Any]:
-    """Metrics of what ships, and of the teachers, on validation and test data. Agreement is with the first teacher that
-    is a model; a store brings what was measured when it was made, where that was on the same rows."""
-    predict = _predictor(assembly, student)
-    students: dict[str, dict[str, float]] = {}
-    teachers: dict[str, dict[str, dict[str, float]]] = {name: {} for name in assembly.teachers}
-    for split, source in (("validation", assembly.data.validation), ("test", assembly.data.test)):
-        # Ids are unique within a split only, so each split is remembered apart.
-        remembered = {name: Remembered(teacher) for name, teacher in assembly.live_teachers.items()}
-        students[split] = assembly.evaluate(predict, source, next(iter(remembered.values()), None))
-        for name, teacher in remembered.items():
-            teachers[name][split] = assembly.evaluate(teacher, source)
-        for name, model in assembly.teacher_models.items():
-            if model.store is not None and source is not None:
-                teachers[name][split] = model.store.metrics(split, source.fingerprint)
-    return {"validation": students["validation"], "test": students["test"] or None, "teachers": teachers}
-
-
-def _analysis(assembly: Assembly, student: nn.Module) -> dict[str, Any] | None:
-    """What the report shows of single answers; for a classifier that one training loop made, on held-out rows."""
-    split = "test" if assembly.data.test is not None else "validation"
-    source = assembly.data.test if assembly.data.test is not None else assembly.data.validation
-    if source is None or assembly.task.name != "classification" or isinstance(assembly.method, Procedure):
-        return None
-    teacher = next(iter(assembly.live_teachers.values()), None)
-    found = analyse(
-        _predictor(assembly, student),
-        None if teacher is None else teacher.outputs,
-        source,
-        classes=assembly.task.outputs,
-        class_names=assembly.data.info.class_names,
-        batch_size=assembly.recipe.evaluation.batch_size,
-        device=assembly.runtime.device,
-    )
-    models = {"student": _held(assembly, student)}
-    if teacher is not None:
-        models["teacher"] = teacher.held
-    seen = embeddings(
-        models,
-        source,
-        batch_size=assembly.recipe.evaluation.batch_size,
-        device=assembly.runtime.device,
-    )
-    return {"split": split, **found, "embeddings": seen}
-
-
-def _held(assembly: Assembly, student: nn.Module) -> Tapped:
-    """What ships, with its normalisation, on the device and in eval mode."""
-    held = Tapped(student, mean=assembly.student.mean, std=assembly.student.std)
-    return held.to(assembly.runtime.device).eval()
-
-
-def _predictor(assembly: Assembly, student: nn.Module) -> Callable[[Batch], Outputs]:
-    """The student's outputs of a batch, normalised, in eval mode and without gradients."""
-    held = _held(assembly, student)
-
-    def predict(batch: Batch) -> Outputs:
-        with torch.no_grad(), assembly.runtime.autocast():
-            return outputs_of(held(batch.inputs))
-
-    return predict
-
-
-def _profile(assembly: Assembly, module: nn.Module, built: BuiltModel) -> dict[str, Any]:
-    row = to_float(assembly.data.train.fetch([0]).to(assembly.runtime.device))
-    inputs = Tapped(module, mean=built.mean, std=built.std).to(assembly.runtime.device).normalise(row.inputs)
-    return dict(profile_model(module.eval(), inputs)._asdict())
 
 
 def _best_value(assembly: Assembly, value: float | None) -> float | None:

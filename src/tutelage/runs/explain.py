@@ -25,7 +25,8 @@ LOGITS = "logits"
 
 
 def explain(folder: Path | str, *, rows: int = 512) -> dict[str, Any]:
-    """Compare every stage of a run's student with every stage of its teachers, on held-out rows.
+    """Compare every stage of a run's student with every stage of its teachers, on held-out rows. Of text, a layer's
+    feature of a row is the mean over its tokens.
 
     Args:
         folder: a finished run. ``explain.json`` and the report are written there.
@@ -106,13 +107,24 @@ class _Batches:
 
     @torch.no_grad()
     def layers(self, name: str, model: Tapped) -> dict[str, Tensor]:
-        """Features ``[rows, width]`` of every stage by its path, and the logits."""
+        """Features ``[rows, width]`` of every stage by its path, and the logits; of text, the mean over its tokens."""
         model = model.to(self.device).eval()
         example = self.batches[0].inputs
         spec = ModelSpec.of(name, model.model, model.normalise(example))
-        seen = [outputs_of(model(batch.inputs, spec.stages())) for batch in self.batches]
-        found = {
-            path: torch.cat([outputs.features[path].flatten(1).float() for outputs in seen])
-            for path in spec.stages()
-        }
-        return found | {LOGITS: torch.cat([outputs.logits.float() for outputs in seen])}
+        found: dict[str, list[Tensor]] = {path: [] for path in (*spec.stages(), LOGITS)}
+        for batch in self.batches:
+            outputs = outputs_of(model(batch.inputs, spec.stages()))
+            for path, parts in found.items():
+                parts.append(_by_row(outputs.logits if path == LOGITS else outputs.features[path], batch))
+        return {path: torch.cat(parts) for path, parts in found.items()}
+
+
+def _by_row(feature: Tensor, batch: Batch) -> Tensor:
+    """``[rows, width]`` in float32."""
+    feature = feature.float()
+    ids = batch.inputs.get("input_ids") if isinstance(batch.inputs, dict) else None
+    if ids is None or feature.dim() != 3 or feature.shape[:2] != ids.shape:
+        return feature.flatten(1)
+    assert isinstance(batch.inputs, dict)
+    counted = batch.inputs.get("attention_mask", torch.ones_like(ids))[..., None]
+    return (feature * counted).sum(1) / counted.sum(1)

@@ -19,8 +19,10 @@ from tutelage.engine.runtime import Runtime
 from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Inputs
 from tutelage.models import BuiltModel, build_model, load_model
+from tutelage.models.language_head import check_packing, language_head
 from tutelage.models.weights import CARD
 from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
+from tutelage.runs.vocabulary import check_recipe_vocabulary, check_vocabulary, vocabulary_of
 from tutelage.teachers.local import LocalTeacher
 from tutelage.teachers.store import Store, StoredTeacher
 
@@ -40,6 +42,8 @@ class TeacherModel:
     name: str
     store: Store | None = None
     untrained: bool = False
+    packed: bool = False
+    """Whether its rows hold several documents."""
 
     @property
     def live(self) -> BuiltModel:
@@ -58,18 +62,33 @@ class TeacherModel:
             return self.store.plan.teacher.parameters
         return sum(parameter.numel() for parameter in self.live.module.parameters())
 
-    def teacher(self, name: str, example: Inputs, runtime: Runtime) -> Teacher:
+    def teacher(
+        self,
+        name: str,
+        example: Inputs,
+        runtime: Runtime,
+        tokens: int | None = None,
+        *,
+        in_parts: bool = False,
+    ) -> Teacher:
         """It, as the trainer takes it.
 
         Args:
             name: what the recipe calls it.
             example: a few rows, before normalisation.
+            tokens: of the vocabulary, for a language model.
+            in_parts: leave it in CPU memory.
         """
         if self.store is not None:
             return StoredTeacher(self.store)
-        built = self.live
-        found = LocalTeacher(name, built.module, example, mean=built.mean, std=built.std)
-        found.held.to(runtime.device)
+        built, head = self.live, None
+        if tokens is not None:
+            head = language_head(f"teacher `{name}`", built.module, tokens, example)
+            if self.packed:
+                check_packing(f"teacher `{name}`", built.module, example)
+        found = LocalTeacher(name, built.module, example, mean=built.mean, std=built.std, head=head)
+        if not in_parts:
+            found.held.to(runtime.device)
         return found
 
 
@@ -94,38 +113,57 @@ def teacher_model(
     if config.store is not None:
         store = Store(Path(config.store), name)
         return TeacherModel(None, store.plan.teacher.model, store)
+    packed = data.info.tokenizer is not None and recipe.data.packing != "none"
+    if data.info.tokenizer is not None:
+        check_vocabulary(name, config, data.info.tokenizer)
     if config.run is not None:
-        return _from_run(Path(config.run), config.trust_remote_code)
+        return _from_run(Path(config.run), config, config.trust_remote_code, packed)
     if config.recipe is not None:
         own = recipes.load_recipe(config.recipe, config.overrides)
         if dry:
-            built = _build(own.student, data, own.train.seed)
-            return TeacherModel(built, own.student.model, untrained=True)
+            if data.info.tokenizer is not None:
+                check_recipe_vocabulary(name, own, recipe, data.info.tokenizer)
+            built = _build(own.student, data, own.train.seed, recipe.task)
+            return TeacherModel(built, own.student.model, untrained=True, packed=packed)
         folder = trained(own, runtime, show_progress=show_progress)
-        return _from_run(folder, own.student.trust_remote_code)
+        if data.info.tokenizer is not None:
+            check_vocabulary(name, TeacherConfig(run=str(folder)), data.info.tokenizer)
+        return _from_run(folder, config, own.student.trust_remote_code, packed)
     model = ModelConfig.model_validate(
         config.model_dump(exclude={"run", "recipe", "overrides", "store", "endpoint"})
     )
-    return TeacherModel(_build(model, data, recipe.train.seed), model.model)
+    return TeacherModel(_build(model, data, recipe.train.seed, recipe.task), model.model, packed=packed)
 
 
-def _build(model: ModelConfig, data: Data, seed: int) -> BuiltModel:
+def _build(model: ModelConfig, data: Data, seed: int, task: str) -> BuiltModel:
     # Pretrained weights keep their own head: a fresh one would make a teacher that knows nothing.
     outputs = None if model.weights else data.info.outputs
-    built = build_model(model, outputs=outputs, input_shape=data.info.input_shape, seed=seed)
+    built = build_model(
+        model,
+        outputs=outputs,
+        input_shape=data.info.input_shape,
+        seed=seed,
+        task=task,
+        vocabulary=vocabulary_of(data),
+    )
     mean = model.mean or built.mean or data.info.mean
     std = model.std or built.std or data.info.std
     return built._replace(mean=mean, std=std)
 
 
-def _from_run(folder: Path, trust_remote_code: bool) -> TeacherModel:
+def _from_run(folder: Path, config: TeacherConfig, trust_remote_code: bool, packed: bool) -> TeacherModel:
     kept = (folder / CARD).exists()  # a model's own folder, such as a run's teachers/<name>
     if not kept and not (folder / "student").is_dir():
         raise ValueError(
             f"teacher.run {folder} has no student/; give the folder of a finished run, or of a teacher that it kept"
         )
-    built = load_model(folder if kept else folder / "student", trust_remote_code=trust_remote_code)
-    return TeacherModel(built, str(built.description.get("model", folder.name)))
+    built = load_model(
+        folder if kept else folder / "student",
+        trust_remote_code=trust_remote_code,
+        attention=config.attention,
+        dtype=config.dtype,
+    )
+    return TeacherModel(built, str(built.description.get("model", folder.name)), packed=packed)
 
 
 def trained(recipe: Recipe, runtime: Runtime, *, show_progress: bool | None = None) -> Path:

@@ -74,6 +74,11 @@ def mean(values: Tensor) -> Tensor:
     return values.double().mean()
 
 
+def ratio(total: Tensor, count: Tensor) -> Tensor:
+    """Of the sums over all rows: a mean over what the rows hold, such as tokens."""
+    return total.sum() / count.sum()
+
+
 def valid_rows(batch: Batch) -> Tensor:
     """Which rows count, ``[rows]`` bool: those of a mask with one axis, else all."""
     if batch.mask is not None and batch.mask.dim() == 1:

@@ -24,6 +24,8 @@ class Task(ABC):
     name: ClassVar[str]
     higher_is_better: ClassVar[dict[str, bool]]
     """Every metric, the one that picks the best checkpoint first."""
+    items: ClassVar[str] = "rows"
+    """What its losses are means over: rows, or tokens of them."""
     on_demand: ClassVar[frozenset[str]] = frozenset()
     """Those of them that are given only where they are asked for."""
 
@@ -106,10 +108,10 @@ class Task(ABC):
         """
         rows = RowNames(batch)
         _check_finite(batch.inputs, "inputs", rows)
-        logits = None if outputs is None else outputs.stored_logits
-        if isinstance(logits, Tensor) and logits.shape[-1] != self.outputs:
+        width = None if outputs is None else outputs.width
+        if width is not None and width != self.outputs:
             raise ValueError(
-                f"the model gives {logits.shape[-1]} outputs, the task {self.name} has {self.outputs}; "
+                f"the model gives {width} outputs, the task {self.name} has {self.outputs}; "
                 "build the model for this data"
             )
         if batch.target is not None:

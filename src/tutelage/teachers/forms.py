@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +19,8 @@ Columns = dict[str, Tensor]
 """By name, ``[rows, ...]``."""
 
 _SALT = salt("store")
+_PART_BYTES = 2**26
+"""Of logits that are made at once."""
 _SMALL_IDS = 2**16
 """Classes up to which an id takes two bytes."""
 _TOPS = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0, torch.float16: 1.0}
@@ -89,39 +91,42 @@ class Layout:
         """Columns of a batch.
 
         Args:
-            outputs: of the live teacher, logits ``[rows, ..., classes]``.
+            outputs: of the live teacher, logits ``[rows, ..., classes]``, or hidden states and head that make them:
+                then those of a few tokens at a time are made, where the form does not keep all.
             index, view: of each row, ``[rows]`` int64: what its draws depend on.
 
         Raises:
             StoreError: an output that is not finite, or too large for the type; it names the row.
         """
-        found = {} if self.logits is None else self._encode_logits(outputs.logits.float(), index, view)
+        found = {} if self.logits is None else self._encode_logits(outputs, index, view)
         for tap in self.taps:
             found |= self._encode_values(f"tap:{tap}", outputs.features[tap].float(), index, view)
         return found
 
-    def _encode_logits(self, logits: Tensor, index: Tensor, view: Tensor) -> Columns:
-        _check_finite(
-            "the teacher's logits", logits, index, view, "look at the teacher, or at train.precision"
-        )
+    def _encode_logits(self, outputs: Outputs, index: Tensor, view: Tensor) -> Columns:
         form = self.form
         if form.form == "dense":
+            logits = _finite_logits(outputs.logits.float(), index, view)
             values = logits.log_softmax(-1) if form.scale == "log_probs" else logits
             return self._encode_values("logits", values, index, view)
         assert form.k is not None
         if form.form == "topk":
-            top = top_k(logits, form.k)
+            tops = [top_k(_finite_logits(part, index, view), form.k) for part, _ in _parts(outputs)]
             return {
-                "logits.ids": top.ids.to(self._id_dtype),
-                "logits.log_probs": top.log_probs.clamp(min=_LOG_LIMIT).half(),
-                "logits.tail": top.tail,
+                "logits.ids": _joined([top.ids for top in tops]).to(self._id_dtype),
+                "logits.log_probs": _joined([top.log_probs for top in tops]).clamp(min=_LOG_LIMIT).half(),
+                "logits.tail": _joined([top.tail for top in tops]),
             }
-        drawn = sample(
-            logits, form.k, form.draw_temperature, Counter(_cpu(index), _cpu(view), form.seed, _SALT)
-        )
-        weights, scale = _to_scale(drawn.weights, torch.float16)
+        counter = Counter(_cpu(index), _cpu(view), form.seed, _SALT)
+        assert self.logits is not None
+        uniform = _uniform(counter, (*self.logits[:-1], form.k), index)
+        drawn = [
+            draw(_finite_logits(part, index, view), uniform[:, tokens], form.draw_temperature)
+            for part, tokens in _parts(outputs)
+        ]
+        weights, scale = _to_scale(_joined([part.weights for part in drawn]), torch.float16)
         return {
-            "logits.ids": drawn.ids.to(self._id_dtype),
+            "logits.ids": _joined([part.ids for part in drawn]).to(self._id_dtype),
             "logits.weights": weights,
             "scale:logits.weights": scale,
         }
@@ -180,16 +185,49 @@ def sample(logits: Tensor, k: int, temperature: float, counter: Counter) -> Samp
         logits: ``[rows, ..., classes]``.
         counter: the rows' random numbers; nothing else decides on the draws.
     """
+    return draw(logits, _uniform(counter, (*logits.shape[1:-1], k), logits), temperature)
+
+
+def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Sampled:
+    """As `sample`, by numbers ``[rows, ..., k]`` in [0, 1), of logits ``[rows, ..., classes]``."""
+    k = uniform.shape[-1]
     log_probs = logits.double().log_softmax(-1)
     proposal = (log_probs / temperature).log_softmax(-1)
     heights = proposal.exp().cumsum(-1)
-    shape = (*logits.shape[:-1], k)
-    uniform = torch.from_numpy(counter.uniform(torch.Size(shape[1:]).numel())).to(logits.device).view(shape)
     total = heights[..., -1:]
     below = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     ids = torch.searchsorted(heights, below, right=True)
     weights = (log_probs.gather(-1, ids) - proposal.gather(-1, ids)).exp() / k
     return Sampled(ids, weights.float())
+
+
+def _uniform(counter: Counter, shape: Shape, like: Tensor) -> Tensor:
+    """A row's numbers ``[rows, *shape]`` in [0, 1), on the device of ``like``."""
+    numbers = torch.from_numpy(counter.uniform(torch.Size(shape).numel()))
+    return numbers.to(like.device).view(-1, *shape)
+
+
+def _parts(outputs: Outputs) -> Iterator[tuple[Tensor, slice]]:
+    """Logits in float32, all of them, or where they are made from hidden states ``[rows, tokens, width]`` those of so
+    many tokens as take little memory; and which tokens these are."""
+    if outputs.hidden is None or outputs.head is None or outputs.hidden.dim() != 3:
+        yield outputs.logits.float(), slice(None)
+        return
+    rows, tokens = outputs.hidden.shape[:2]
+    step = max(1, _PART_BYTES // (4 * rows * len(outputs.head.weight)))
+    for start in range(0, tokens, step):
+        chosen = slice(start, start + step)
+        yield outputs.head(outputs.hidden[:, chosen]).float(), chosen
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+def _finite_logits(logits: Tensor, index: Tensor, view: Tensor) -> Tensor:
+    advice = "look at the teacher, or at train.precision"
+    _check_finite("the teacher's logits", logits, index, view, advice)
+    return logits
 
 
 def has_scale(dtype: torch.dtype) -> bool:

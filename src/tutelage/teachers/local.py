@@ -9,12 +9,15 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from tutelage.engine.generation import Generation, Prompt, generate
+from tutelage.engine.heads import HeadPlan
 from tutelage.engine.needs import Offers
 from tutelage.engine.spec import ModelSpec
 from tutelage.engine.step import constant
-from tutelage.engine.taps import Tapped, outputs_of
+from tutelage.engine.taps import Tapped
 from tutelage.engine.teacher import Grad
 from tutelage.engine.types import Batch, Inputs, Outputs
+from tutelage.recipe.generation import GenerationConfig
 
 
 class LocalTeacher:
@@ -25,6 +28,7 @@ class LocalTeacher:
         model: the bare module.
         example: a few rows as the model gets them, before normalisation; used once, to measure shapes.
         mean, std: its own input normalisation by channel.
+        head: where a language model makes its logits.
     """
 
     def __init__(
@@ -35,9 +39,10 @@ class LocalTeacher:
         *,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        head: HeadPlan | None = None,
     ) -> None:
-        self.held = Tapped(model, mean=mean, std=std)
-        self.spec = ModelSpec.of(name, model, self.held.normalise(example))
+        self.held = Tapped(model, mean=mean, std=std, head=head)
+        self.spec = ModelSpec.of(name, model, self.held.normalise(example), head=head)
         self.offers = Offers(text=hasattr(model, "generate"))
 
     @property
@@ -60,4 +65,8 @@ class LocalTeacher:
                 stack.enter_context(torch.no_grad())
             if grad != "all":
                 stack.enter_context(constant(self.held))
-            return outputs_of(self.held(inputs, taps, logits))
+            return self.held.outputs(self.held(inputs, taps, logits))
+
+    def generate(self, prompts: Sequence[Prompt], options: GenerationConfig, seed: int) -> list[Generation]:
+        """See `tutelage.engine.generation.generate`."""
+        return generate(self.held, prompts, options, seed)

@@ -3,7 +3,6 @@ and held against what is wanted. Every file may come from elsewhere or be damage
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator
 from functools import cached_property
@@ -66,6 +65,16 @@ class SpecPart(_Part):
     hints: dict[str, str | int]
 
 
+class TokensPart(_Part):
+    """How text became rows of tokens. ``tokenizer`` is its fingerprint; ``fingerprint`` that of the packing, by which a
+    row's id stands for the same tokens."""
+
+    tokenizer: str
+    max_length: int = Field(ge=1)
+    packing: str
+    fingerprint: str
+
+
 class DataPart(_Part):
     """The rows: those of the training part. ``ids`` is the sha256 of their ids, ascending."""
 
@@ -73,6 +82,7 @@ class DataPart(_Part):
     fingerprint: str
     rows: int = Field(ge=1, le=2**40)
     ids: str
+    tokens: TokensPart | None = None
 
 
 class ViewsPart(_Part):
@@ -169,11 +179,6 @@ class Manifest(_Part):
     def error(self) -> dict[str, float]:
         return self.shards[0].error
 
-    @property
-    def bytes(self) -> int:
-        """Size of all shards."""
-        return sum(shard.bytes for shard in self.shards)
-
 
 P = TypeVar("P", bound=_Part)
 
@@ -252,8 +257,3 @@ def _differences(left: Any, right: Any, path: str) -> Iterator[tuple[str, Any, A
             yield from _differences(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
     elif left != right:
         yield path, left, right
-
-
-def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,7 @@ student sees. Files are mapped into memory, and of them only the wanted rows are
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tutelage.data.source import tensor_digest
+from tutelage.engine.generation import Generation, Prompt
 from tutelage.engine.needs import Offers
 from tutelage.engine.spec import ModelSpec
 from tutelage.engine.teacher import Grad
 from tutelage.engine.tracing import TapInfo
 from tutelage.engine.types import Batch, Outputs
+from tutelage.engine.writing import file_sha256
+from tutelage.recipe.generation import GenerationConfig
 from tutelage.teachers.forms import Column, Columns, Layout
 from tutelage.teachers.manifest import (
     IDS,
@@ -26,7 +29,6 @@ from tutelage.teachers.manifest import (
     Plan,
     SpecPart,
     StoreError,
-    file_sha256,
     read_part,
     shard_name,
 )
@@ -153,6 +155,12 @@ class StoredTeacher:
         if batch.index is None or batch.view is None:
             raise StoreError("a stored teacher is read by (index, view); this batch has none")
         return self.store.read(batch.index, batch.view, taps)
+
+    def generate(self, prompts: Sequence[Prompt], options: GenerationConfig, seed: int) -> list[Generation]:
+        """Raises:
+        StoreError: always.
+        """
+        raise StoreError("a store holds outputs for the data's rows and writes no text; give a live teacher")
 
 
 def verify(folder: Path) -> Iterator[tuple[str, str | None]]:

@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from tutelage.engine.types import Outputs
+from tutelage.engine.writing import file_sha256
 from tutelage.teachers.forms import Column, Columns
 from tutelage.teachers.manifest import (
     IDS,
@@ -33,7 +34,6 @@ from tutelage.teachers.manifest import (
     SplitMetrics,
     StoreError,
     difference,
-    file_sha256,
     read_part,
     record_name,
     shard_name,

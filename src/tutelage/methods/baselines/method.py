@@ -43,7 +43,10 @@ class PlainTraining(Method):
         family=_FAMILY,
     )
     needs = Needs(
-        teacher="none", logits=(), fields=("target",), tasks=("classification", "multilabel", "regression")
+        teacher="none",
+        logits=(),
+        fields=("target",),
+        tasks=("classification", "multilabel", "regression", "language-model", "token-classification"),
     )
 
     def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:
@@ -77,14 +80,14 @@ class KD(Method):
         card="baselines",
         family=_FAMILY,
     )
-    needs = Needs(scale="log_probs", fields=("target",))
+    needs = Needs(scale="log_probs", fields=("target",), tasks=("classification", "token-classification"))
     config: KDConfig
 
     def objective(self, student: Outputs, teacher: Outputs | None, batch: Batch, ctx: Step) -> Terms:
         assert teacher is not None
         divergence = kd_loss(student.logits, teacher.logits, self.config.temperature, batch.mask)
         terms = label_term(self.config.label_weight, student, batch, ctx)
-        return terms | {"kd": Term(self.config.loss_weight * divergence)}
+        return terms | {"kd": Term(self.config.loss_weight * divergence, ctx.items)}
 
 
 class FitNetConfig(OneTapConfig):

@@ -1,0 +1,44 @@
+"""Documents as one run of tokens: what texts and chats become, and what is packed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokens of documents, one after the other.
+
+    Attributes:
+        tokens: ``[tokens]`` int32.
+        offsets: ``[documents + 1]``: document d is ``tokens[offsets[d]:offsets[d + 1]]``.
+        counted: ``[tokens]`` bool: tokens that are learnt; None: all of them.
+    """
+
+    tokens: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+    counted: NDArray[np.bool_] | None = None
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.diff(self.offsets)
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @classmethod
+    def of(
+        cls, tokens: Sequence[NDArray[np.int32]], counted: Sequence[NDArray[np.bool_]] | None = None
+    ) -> Documents:
+        """From the tokens of each document, and which of them count."""
+        offsets = np.cumsum([0, *(len(document) for document in tokens)], dtype=np.int64)
+        empty = np.empty(0, dtype=np.int32)
+        return cls(
+            np.concatenate([empty, *tokens]),
+            offsets,
+            None if counted is None else np.concatenate([empty.astype(np.bool_), *counted]),
+        )

@@ -1,0 +1,50 @@
+"""What stands for logits without being them: a head that makes them from hidden states, and sparse forms of stored
+ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Head", "Sampled", "TopK"]
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The largest entries of rows of log-probabilities: ``ids`` and ``log_probs`` ``[..., k]``, ``tail`` ``[...]``,
+    the probability mass that is left."""
+
+    ids: Tensor
+    log_probs: Tensor
+    tail: Tensor
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Importance-weighted samples of rows of probabilities: ``ids`` and ``weights`` ``[..., k]``."""
+
+    ids: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """The linear map from hidden states to logits: ``scale * softcap·tanh((hidden @ weight.T + bias)/softcap)``."""
+
+    weight: Tensor
+    bias: Tensor | None = None
+    softcap: float | None = None
+    scale: float = 1.0
+
+    @property
+    def vocabulary(self) -> int:
+        """How many logits it makes."""
+        return len(self.weight)
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits if self.scale == 1.0 else logits * self.scale
