@@ -74,7 +74,7 @@ bench: $(INSTALLED) ## Hold speed and memory against their peers (on a machine t
 	-$(PYTHON_VENV) -m benchmarks.peers
 	$(PYTHON_VENV) -m benchmarks
 
-bench-quick: $(INSTALLED) ## The same with fewer and shorter rounds, under five minutes
+bench-quick: $(INSTALLED) ## The same with fewer and shorter rounds, without the largest sizes
 	$(PYTHON_VENV) -m benchmarks --quick
 
 audit: $(INSTALLED_DEV) ## Known vulnerabilities of what constraints.txt pins; a bill of materials in build/sbom.json

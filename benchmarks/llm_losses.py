@@ -74,6 +74,7 @@ class Worker:
         )
         first = self._answer()
         if "missing" in first:
+            self.close()
             raise Skipped(f"{who} cannot be imported: {first['missing']}")
         self.norms, self.peak = first["norms"], first["peak"]
 
@@ -85,8 +86,8 @@ class Worker:
         self._answer()
 
     def close(self) -> None:
-        self.process.kill()
-        self.process.wait()
+        with self.process:
+            self.process.kill()
 
     def _answer(self) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -107,7 +108,7 @@ class Workers:
         """Workers by name, divergence and size."""
         for key in [key for key in self._running if key not in wanted]:
             self._running.pop(key).close()
-        for key in wanted:
+        for key in reversed(wanted):  # a peer that is missing is found before ours is started
             if key not in self._running:
                 self._running[key] = Worker(*key)
         return [self._running[key] for key in wanted]
@@ -122,7 +123,7 @@ def same_gradients(ours: Worker, theirs: Worker) -> None:
         )
 
 
-_workers = Workers()
+WORKERS = Workers()
 
 
 def _cpu(device: torch.device) -> None:
@@ -132,7 +133,7 @@ def _cpu(device: torch.device) -> None:
 
 def time_of(device: torch.device, *, divergence: str, size: Size, peer: str) -> Sides:
     _cpu(device)
-    ours, theirs = _workers.of(("tutelage", divergence, size), (peer, divergence, size))
+    ours, theirs = WORKERS.of(("tutelage", divergence, size), (peer, divergence, size))
     same_gradients(ours, theirs)
     return Sides(ours, theirs)
 
@@ -141,9 +142,9 @@ def memory_of(device: torch.device, *, divergence: str, size: Size, peer: str) -
     """Of ours and of a peer, or of one model's logits."""
     _cpu(device)
     if peer == "logits":
-        (ours,) = _workers.of(("tutelage", divergence, size))
+        (ours,) = WORKERS.of(("tutelage", divergence, size))
         return Sides(lambda: ours.peak, lambda: size.logits)
-    ours, theirs = _workers.of(("tutelage", divergence, size), (peer, divergence, size))
+    ours, theirs = WORKERS.of(("tutelage", divergence, size), (peer, divergence, size))
     same_gradients(ours, theirs)
     note = f"{theirs.peak / size.logits:.1f}× one model's logits"
     return Sides(lambda: ours.peak, lambda: theirs.peak, note=note)
@@ -152,7 +153,7 @@ def memory_of(device: torch.device, *, divergence: str, size: Size, peer: str) -
 def half_masked(device: torch.device, *, size: Size) -> Sides:
     _cpu(device)
     masked = dataclasses.replace(size, masked=True)
-    half, whole = _workers.of(("tutelage", "forward_kl", masked), ("tutelage", "forward_kl", size))
+    half, whole = WORKERS.of(("tutelage", "forward_kl", masked), ("tutelage", "forward_kl", size))
     return Sides(half, whole)
 
 

@@ -41,7 +41,8 @@ class Inputs:
         generator = torch.Generator().manual_seed(0)
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(shape, generator=generator)
+            drawn: Tensor = torch.randn(shape, generator=generator)
+            return drawn
 
         target = torch.randint(vocabulary, (rows,), generator=generator)
         return cls(
@@ -64,9 +65,10 @@ Loss = Callable[[Inputs, str], Tensor]
 def tutelage(of: Inputs, divergence: str) -> Tensor:
     from tutelage.functional import fused_linear_divergence
 
-    return fused_linear_divergence(
+    given: Tensor = fused_linear_divergence(
         of.hidden, of.weight, of.teacher_hidden, of.teacher_weight, divergence=divergence, target=of.target
     )
+    return given
 
 
 def eager(of: Inputs, divergence: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -165,19 +166,18 @@ def test_cheap_ones_run(bench: ModuleType, pattern: str) -> None:
 
 def test_losses_of_language_models_run_in_processes_of_their_own(bench: ModuleType) -> None:
     from benchmarks.harness import Effort, UnequalWorkError, run
-    from benchmarks.llm_losses import Size, Workers, _memory, _time, same_gradients
+    from benchmarks.llm_losses import WORKERS, Size, _memory, _time, same_gradients
 
-    small = Size(16, 64, 8, 8)
-    for make, peer in ((_time, "products"), (_time, "eager"), (_memory, "eager")):
+    small = Size(256, 4096, 32, 32)
+    for make, peer in ((_time, "products"), (_memory, "eager")):
         result = run(make("generalized_jsd", small, peer), CPU, Effort(rounds=1))
         assert len(result.ours) == len(result.peer) == 1
-    workers = Workers()
-    whole, half = workers.of(
-        ("tutelage", "forward_kl", small), ("eager", "forward_kl", Size(16, 64, 8, 8, masked=True))
+    whole, half = WORKERS.of(
+        ("tutelage", "forward_kl", small), ("eager", "forward_kl", dataclasses.replace(small, masked=True))
     )
     with pytest.raises(UnequalWorkError, match=r"tutelage and eager: norms of gradients"):
         same_gradients(whole, half)
-    workers.of()
+    WORKERS.of()
     assert whole.process.poll() is not None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 
 from tutelage.engine.memory import ModelSize, Situation, estimate
@@ -84,10 +83,9 @@ def gb(size: float) -> str:
 def filled(text: str) -> str:
     """The page with its tables made anew."""
     for name, table in tables().items():
-        start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-        text = re.sub(
-            f"{start}.*?{end}", lambda _, made=f"{start}\n{table}\n{end}": made, text, flags=re.DOTALL
-        )
+        before, rest = text.split(f"<!-- {name} -->")
+        after = rest.split(f"<!-- /{name} -->")[1]
+        text = f"{before}<!-- {name} -->\n{table}\n<!-- /{name} -->{after}"
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,7 @@ def recipe(name: str, **train: Any) -> dict[str, Any]:
     }
     values |= train
     return {
-        **(_TOKENS if on_tokens(name) else _IMAGES),
+        **copy.deepcopy(_TOKENS if on_tokens(name) else _IMAGES),
         **MODELS.get(name, {}),
         "method": {"name": name, **OPTIONS.get(name, {})},
         "train": values,

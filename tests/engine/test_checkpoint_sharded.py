@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from contract import tasks_of
 from ranks import make
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -32,7 +33,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "crd": {"negatives": 8},
 }
 PROBES = ["InsideBlock", "ThroughTeacher", "TrainedTeacher", "Memory"]
-SHARDED = [name for name in catalogue.names() if catalogue.load(name).needs.sharding == "any"]
+SHARDED = [
+    name
+    for name in catalogue.names()
+    if catalogue.load(name).needs.sharding == "any" and catalogue.load(name).kind == "Method"
+]
 ADAM = {"name": "adamw", "lr": 0.01}
 
 
@@ -112,7 +117,7 @@ def test_killed_and_resumed_gives_the_same_bits(
 
 def differing(name: str, folder: str) -> list[str]:
     """What differs between a run and one of the same method that was killed and resumed."""
-    trainers = [make(name, "fsdp") for _ in range(3)]
+    trainers = [make(name, "fsdp", task=tasks_of(name)[0]) for _ in range(3)]
     for trainer in trainers[1:]:
         trainer.checkpoints = CheckpointFolder(Path(folder), 2)
     trainers[1].events.add(KillAt(3))
@@ -122,7 +127,12 @@ def differing(name: str, folder: str) -> list[str]:
             trainer.fit()
         states.append(state_of(trainer))
     assert trainers[1].step == 3
-    return [key for key, value in states[0].items() if not torch.equal(value, states[2][key])]
+    return [key for key, value in states[0].items() if not same(value, states[2][key])]
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit; what is not known yet (NaN) equals itself."""
+    return torch.equal(one.isnan(), other.isnan()) and torch.equal(one.nan_to_num(), other.nan_to_num())
 
 
 @pytest.mark.parametrize("name", [*SHARDED, "kd+dist+fitnet"])

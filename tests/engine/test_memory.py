@@ -40,7 +40,8 @@ def llama(**changes: Any) -> nn.Module:
         tie_word_embeddings=False,
         use_cache=False,
     )
-    return LlamaForCausalLM(config)
+    model: nn.Module = LlamaForCausalLM(config)
+    return model
 
 
 def size_of(module: nn.Module) -> ModelSize:
@@ -186,3 +187,22 @@ def test_a_tied_head_is_no_layer_of_its_own() -> None:
     size = size_of(causal(8, tied=True, seed=0).float())
     assert size.head == 0
     assert size.width == 8
+
+
+def test_a_dry_run_says_what_a_step_needs() -> None:
+    from tutelage.runs import check
+
+    layers: dict[str, Any] = {"intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    recipe = {
+        "task": "language-model",
+        "data": {"path": "markov", "markov": {"rows": 200, "symbols": 20}, "max_length": 16},
+        "teacher": {"model": "config:llama", "options": {"hidden_size": 32, **layers}},
+        "student": {"model": "config:llama", "options": {"hidden_size": 16, **layers}},
+        "method": "fkl",
+        "train": {"steps": 2, "batch_size": 16, "device": "cpu", "optimizer": {"name": "adamw"}},
+    }
+    plan = check(recipe)
+    weights = 4 * plan["student"]["parameters"]
+    assert next(iter(plan["memory"])) == "a step, in all"
+    assert plan["memory"]["optimiser's state"] == in_words(2 * weights)
+    assert plan["memory"]["teacher's weights"] == in_words(4 * plan["teachers"]["teacher"]["parameters"])

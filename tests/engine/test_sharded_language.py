@@ -75,7 +75,8 @@ def causal(width: int, *, tied: bool, rows: int = PADDED, seed: int) -> nn.Modul
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(config).double()
+        model: nn.Module = LlamaForCausalLM(config).double()
+    return model
 
 
 def make(sharding: Any, case: dict[str, Any]) -> Trainer:
@@ -216,7 +217,8 @@ def together(sharding: str, tied: bool) -> dict[str, Any]:
     frozen = ctx.student(frozen=True)
     after = ctx.student()
     losses = [ctx.label_loss(outputs).mean for outputs in (frozen, before, after)]
-    share = batch.mask.sum() * world / trainer.source.mask[:12:3].sum()  # type: ignore[union-attr]
+    whole_mask: Any = trainer.source.fetch(range(0, 12, 3)).mask
+    share = batch.mask.sum() * world / whole_mask.sum()  # type: ignore[union-attr]
     (sum(losses, torch.zeros(())) * share).backward()
     gradients = {name: whole(p.grad) for name, p in trainer.parameters.items() if p.grad is not None}
     total = sum_over_ranks(torch.stack([loss.detach() for loss in losses]) * share) / world

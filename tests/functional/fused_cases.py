@@ -44,7 +44,8 @@ def analytic(key: str) -> Any:
 
 def plain(key: str, student: Tensor, teacher: Tensor, **options: Any) -> Tensor:
     """The public loss of logits."""
-    return getattr(functional, f"{named(key)}_loss")(student, teacher, **DIVERGENCES[key], **options)
+    loss: Tensor = getattr(functional, f"{named(key)}_loss")(student, teacher, **DIVERGENCES[key], **options)
+    return loss
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tutelage.functional import adaptive_kl_loss
 from tutelage.functional.analytic import ForwardKL, Interpolated, make_divergence
 from tutelage.functional.fused_vocabulary import Vocabulary
 
@@ -128,8 +130,6 @@ def test_the_adaptive_head_may_need_many_entries(vocabulary: int) -> None:
     student, teacher = pair(6, rows=3, vocabulary=vocabulary, scale=0.1)
     value, gradient = make_divergence("adaptive_kl", mu=0.6)(student.log_softmax(-1), teacher.log_softmax(-1))
     leaf = student.requires_grad_()
-    from tutelage.functional import adaptive_kl_loss
-
     wanted = torch.stack(
         [adaptive_kl_loss(s[None], t[None], mu=0.6) for s, t in zip(leaf, teacher, strict=True)]
     )
@@ -161,6 +161,6 @@ def test_by_name_by_object_by_function() -> None:
         ([ForwardKL()], {"beta": 0.1}, r"options belong to a divergence given by name; got beta"),
     ],
 )
-def test_refusals(arguments: list[object], options: dict[str, object], says: str) -> None:
+def test_refusals(arguments: list[Any], options: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
         make_divergence(*arguments, **options)

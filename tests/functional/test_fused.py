@@ -34,9 +34,11 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def fused(key: str, of: Case, **options: Any) -> Tensor:
-    return fused_linear_loss(
+    found = fused_linear_loss(
         of.hidden, of.head, of.teacher, divergence=analytic(key), mask=of.mask, **options
-    ).loss
+    )
+    loss: Tensor = found.loss
+    return loss
 
 
 def agree(key: str, of: Case, wanted: Case, tolerance: dict[str, Any], **options: Any) -> None:
@@ -230,22 +232,24 @@ def test_entries_that_a_bias_excludes_are_left_out() -> None:
         agree(key, made, made.to(torch.float64), EXACT)
 
 
+def test_an_excluded_target_of_no_weight_does_no_harm() -> None:
+    made = case(bias=True)
+    assert made.head.bias is not None
+    with torch.no_grad():
+        made.head.bias[made.target[0, 0]] = -torch.inf
+    found = fused_linear_loss(made.hidden, made.head, made.teacher, target=made.target)
+    assert found.label == torch.inf
+    assert torch.isfinite(found.loss)
+    assert all(torch.isfinite(gradient).all() for gradient in gradients(found.loss, made))
+
+
 @pytest.mark.parametrize("key", ["forward_kl", "reverse_kl", "generalized_jsd", "total_variation"])
 def test_gradcheck(key: str) -> None:
     made = case((1, 4, 3, 5, 6), bias=True, softcap=2.0, scale=1.2)
 
     def loss(hidden: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        head = Head(weight, bias, 2.0, 1.2)
-        return fused_linear_loss(
-            hidden,
-            head,
-            made.teacher,
-            divergence=key,
-            target=made.target,
-            mask=made.mask,
-            label_weight=0.5,
-            chunk_size=2,
-        ).loss
+        leaves = Case(hidden, Head(weight, bias, 2.0, 1.2), *made.teacher, made.target, made.mask)
+        return fused(key, leaves, target=made.target, label_weight=0.5, chunk_size=2)
 
     assert torch.autograd.gradcheck(loss, tuple(made.leaves()))
 

@@ -25,6 +25,8 @@ ROWS, CLASSES = 6, 5
 class Context:
     """What the objectives use of a step."""
 
+    items = "rows"
+
     def __init__(self, step: int = 0, total_steps: int = 10) -> None:
         self.step, self.total_steps = step, total_steps
 

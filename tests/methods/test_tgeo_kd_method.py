@@ -38,7 +38,7 @@ def context(trainer: Any) -> Step:
 def in_float64(trainer: Any) -> None:
     for module in (trainer.student, trainer.setup.teachers["teacher"].module, trainer.method):
         module.double()
-    for source in (trainer.source, trainer.setup.streams["validation"].loader.source):
+    for source in (trainer.source, trainer.setup.streams["validation"].make().source):
         source.inputs = source.inputs.double()
 
 

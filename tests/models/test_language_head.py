@@ -99,5 +99,5 @@ def test_models_that_keep_documents_apart_pass(
 
 def test_one_that_does_not_is_refused(inputs: dict[str, torch.Tensor]) -> None:
     sizes = {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 96}
-    with pytest.raises(ModelError, match="data.packing=none"):
+    with pytest.raises(ModelError, match=r"data\.packing=none"):
         check_packing("bloom", causal("bloom", sizes), inputs)

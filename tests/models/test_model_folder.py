@@ -15,6 +15,7 @@ from torch import nn
 
 from tutelage.engine.taps import Tapped
 from tutelage.models import BuiltModel, ModelError, build_model, load_model, save_model
+from tutelage.recipe import RecipeError
 from tutelage.recipe.schema import ModelConfig
 
 NAMES = [
@@ -166,4 +167,14 @@ def test_a_spoilt_folder(spoil: Any, message: str, tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="do not exist"):
+        load_model(tmp_path / "student")
+
+
+def test_rows_of_unequal_lengths_are_for_models_of_text(tmp_path: Path) -> None:
+    save_model(build_model("digits:mlp-8", outputs=10, input_shape=(1, 8, 8)), tmp_path / "student")
+    card = tmp_path / "student" / "tutelage.json"
+    content = json.loads(card.read_text())
+    content["description"]["input_shape"] = []
+    card.write_text(json.dumps(content))
+    with pytest.raises(RecipeError, match="input_shape is empty; only transformers' models"):
         load_model(tmp_path / "student")

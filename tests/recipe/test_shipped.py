@@ -10,6 +10,7 @@ from tutelage import catalogue
 from tutelage.data import open_data
 from tutelage.engine.loading import Source
 from tutelage.recipe import library, load_recipe, shipped
+from tutelage.runs.assemble import teacher_configs
 
 
 def ids(source: Source | None) -> set[int]:
@@ -43,12 +44,14 @@ def test_recipes_lie_at_the_top_of_the_repository_too(repository: Path) -> None:
     )
 
 
-def test_every_recipe_in_a_methods_folder_runs_a_method_of_that_folder() -> None:
+def test_every_recipe_in_a_methods_folder_runs_a_method_of_that_folder_or_trains_its_teacher() -> None:
     folders = {name: entry.folder for name, entry in catalogue.entries().items()}
     own = {name: path for name, path in shipped().items() if path.parent in folders.values()}
     assert own
+    taught = {teacher.recipe for name in own for teacher in teacher_configs(load_recipe(name)).values()}
     for name, path in own.items():
-        assert any(folders[method.name] == path.parent for method in load_recipe(name).method)
+        of_folder = any(folders[method.name] == path.parent for method in load_recipe(name).method)
+        assert of_folder or str(path) in taught or path.name in taught or name in taught
 
 
 def test_one_name_for_two_files_is_an_error_that_names_both(

@@ -136,6 +136,25 @@ def test_calibration_tells_how_many_rows_a_point_has(tmp_path: Path) -> None:
     assert "the student is 80.2% sure on average, and right in 71.3% of them" in page.source
 
 
+def test_texts_stand_where_rows_are_no_pictures(tmp_path: Path) -> None:
+    found = analysis(examples=2, side=None)
+    for number, example in enumerate(found["examples"]):
+        example["text"] = f"a <b>film</b> & more {number}"
+    page = page_of(tmp_path, found)
+    head, *rows = page.table("Rows that the two answer differently")
+    assert head[:3] == ["Row", "Text", "Target"]
+    assert [row[1] for row in rows] == ["a <b>film</b> & more 0", "a <b>film</b> & more 1"]
+    assert gallery(page) == []
+
+
+def test_answers_of_tokens_are_counted_as_such(tmp_path: Path) -> None:
+    page = page_of(tmp_path, analysis(side=None) | {"items": "tokens"})
+    assert "Right and wrong by class, on 100 test tokens" in titles(page)
+    assert page.table("Tokens that the two answer differently")
+    assert "Tokens" in page.table("What the student confuses most often")[0]
+    assert page.payloads["Accuracy by confidence"]["layout"]["yaxis2"]["title"]["text"] == "tokens"
+
+
 def gallery(page: Page) -> list[Element]:
     return [item for shown in page.all("ul", class_="pictures") for item in shown.all("li")]
 

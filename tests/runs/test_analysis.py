@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tutelage.data import TensorSource
+from tutelage.data import TensorSource, Tokenizer, train_tokenizer
 from tutelage.engine.types import Batch, Outputs
 from tutelage.runs.analysis import BINS, analyse
 
@@ -90,6 +90,68 @@ def test_pictures_are_the_rows_own_pixels(channels: int, mode: str | None) -> No
     first = image.getpixel((0, 0))
     value = first if isinstance(first, int) else first[0]  # type: ignore[index]
     assert value == round(float(images[example["row"], 0, 0, 0]) * 255)
+
+
+class Texts:
+    """Three rows of tokens, of which those with a class count; a batch is padded to its longest row."""
+
+    fields, fingerprint = frozenset({"target", "mask", "index"}), "texts"
+    rows = ("the old bridge", "a bridge", "of stone and iron")
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.ids = [row.tolist() for row in tokenizer.encode(self.rows)]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def fetch(self, positions: Any) -> Batch:
+        chosen = [self.ids[position] for position in positions]
+        longest = max(map(len, chosen))
+        ids = torch.tensor([row + [0] * (longest - len(row)) for row in chosen])
+        real = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in chosen])
+        target = torch.where((real == 1) & (torch.arange(longest) > 0), ids % 3, -100)
+        return Batch(
+            {"input_ids": ids, "attention_mask": real},
+            target,
+            index=10 + torch.tensor(list(positions)),
+            mask=target != -100,
+        )
+
+
+def answering(shift: int) -> Any:
+    """Right by probability 0.8, or as far from right as ``shift``."""
+
+    def answer(batch: Batch) -> Outputs:
+        assert isinstance(batch.inputs, dict)
+        chosen = torch.nn.functional.one_hot((batch.inputs["input_ids"] + shift) % 3, 3)
+        return Outputs((0.1 + 0.7 * chosen).log())
+
+    return answer
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_tokens_are_items_of_their_own(batch_size: int) -> None:
+    tokenizer = train_tokenizer([" ".join(Texts.rows)], 262)
+    source = Texts(tokenizer)
+    page = analyse(
+        answering(1),
+        answering(0),
+        source,
+        classes=3,
+        class_names=["O", "B-X", "I-X"],
+        batch_size=batch_size,
+        device=torch.device("cpu"),
+        tokenizer=tokenizer,
+    )
+    counted = sum(len(row) - 1 for row in source.ids)
+    assert (page["items"], page["rows"]) == ("tokens", counted)
+    assert sum(page["teacher"]["confusion"][i][i] for i in range(3)) == counted
+    assert sum(page["student"]["confusion"][i][i] for i in range(3)) == 0
+    for example in page["examples"]:
+        before, word, after = example["text"].replace("«", "»").split("»")
+        assert before + word + after == Texts.rows[example["row"] - 10]
+        assert word
+        assert word.split() == [word]
 
 
 def test_many_classes_keep_only_the_largest_confusions() -> None:

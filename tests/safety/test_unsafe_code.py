@@ -37,7 +37,8 @@ def test_nothing_unsafe_is_done_anywhere(repository: Path) -> None:
 
 
 def _python(path: Path) -> list[Path]:
-    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+    found = [path] if path.is_file() else sorted(path.rglob("*.py"))
+    return [each for each in found if not any(part.startswith(".") for part in each.relative_to(path).parts)]
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from tutelage.engine.loading import Source
+from tutelage.data import Data, open_data, row_ids
+from tutelage.data.splits import choose_rows
 from tutelage.recipe import load_recipe
+from tutelage.recipe.schema import DataConfig
 from tutelage.runs import check
 from tutelage.studies.registry import FoundStudy, find_study, study_names
 from tutelage.studies.study import with_overrides
@@ -24,13 +26,12 @@ def recipe_of(found: FoundStudy, arm: str, seed: int, trial: int) -> dict[str, A
     return recipe
 
 
-def identities(source: Source) -> set[Any]:
-    """What tells rows apart: of packed text, whose ids begin anew in every split, the tokens themselves."""
-    batch = source.fetch(range(len(source)))
-    if isinstance(batch.inputs, dict):
-        return set(map(tuple, batch.inputs["input_ids"].tolist()))
-    assert batch.index is not None
-    return set(batch.index.tolist())
+def identities(data: Data, part: str, config: DataConfig) -> set[int]:
+    """What tells rows apart; of a language made on the spot, whose rows are numbered anew in every part, documents."""
+    if config.markov is None:
+        return set(row_ids(getattr(data, part)).tolist())
+    rows = choose_rows(config.model_copy(update={"limit": None}), {"train": config.markov.rows})
+    return set(rows.parts()[part].ids.tolist())
 
 
 def test_every_recipe_is_valid(name: str) -> None:
@@ -56,20 +57,18 @@ def test_every_arm_would_run(name: str) -> None:
 
 
 def test_teacher_and_students_are_tested_on_the_same_rows(name: str) -> None:
-    from tutelage.data import open_data
-
     study = find_study(name).study
     if study.teacher is None:
         pytest.skip("no teacher")
     recipes = (study.trial_recipe(study.primary[0], 3, 0) | {"teacher": None}, study.teacher_recipe(3))
-    student, teacher = (open_data(each.data, each.task) for each in map(load_recipe, recipes))
-    assert student.test is not None
-    assert teacher.test is not None
-    assert student.test.fingerprint == teacher.test.fingerprint
-    parts = {"student": student.train, "teacher": teacher.train, "test": student.test}
-    rows = {part: identities(source) for part, source in parts.items()}
-    assert not rows["teacher"] & rows["test"]
-    assert rows["student"] <= rows["teacher"]
+    student, teacher = loaded = [load_recipe(each) for each in recipes]
+    student_data, teacher_data = (open_data(each.data, each.task) for each in loaded)
+    assert student_data.test is not None
+    assert teacher_data.test is not None
+    assert student_data.test.fingerprint == teacher_data.test.fingerprint
+    taught = identities(teacher_data, "train", teacher.data)
+    assert not taught & identities(student_data, "test", student.data)
+    assert identities(student_data, "train", student.data) <= taught
 
 
 def test_claim_is_the_methods_and_one_sentence(name: str) -> None:

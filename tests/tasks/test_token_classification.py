@@ -43,7 +43,8 @@ def measure(
     metric = task().metrics([name])[name]
     for start in range(0, len(rows), cut):
         part = slice(start, start + cut)
-        target: Tensor = rows.target[part]
+        assert rows.target is not None
+        target = rows.target[part]
         mask = None if rows.mask is None else rows.mask[part]
         counted = (target != -100).any(0).nonzero()
         length = int(counted.max()) + 1 if len(counted) else 1

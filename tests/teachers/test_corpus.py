@@ -1,4 +1,4 @@
-"""A store of a language model's answers: small, made without whole logits, and as good as the model where all is kept."""
+"""A store of a language model's answers: small, made without whole logits, as good as the model where all is kept."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def test_what_is_stored_does_not_depend_on_how_many_logits_are_made_at_once(
     monkeypatch.setattr(forms, "_PART_BYTES", 4 * 32 * (SYMBOLS + 1) * 3)  # three tokens of a batch
     cache(whole, tmp_path / "parts", progress=False)
     index, view = torch.arange(64), torch.zeros(64, dtype=torch.int64)
-    one, other = (
-        Store(tmp_path / name).read(index, view).stored_logits for name in ("whole", "parts")
-    )
+    one, other = (Store(tmp_path / name).read(index, view).stored_logits for name in ("whole", "parts"))
     assert torch.equal(one.ids, other.ids)  # type: ignore[union-attr]
     values = "log_probs" if form == "topk" else "weights"
     torch.testing.assert_close(getattr(one, values), getattr(other, values), atol=1e-3, rtol=1e-3)
@@ -73,9 +71,7 @@ def test_what_is_stored_does_not_depend_on_how_many_logits_are_made_at_once(
 def test_a_run_from_all_entries_is_that_of_the_live_teacher(tmp_path: Path) -> None:
     live = distill(recipe(tmp_path / "live"), progress=False)
     cache(recipe(tmp_path / "run", **{"cache.k": SYMBOLS + 1}), tmp_path / "store", progress=False)
-    stored = distill(
-        recipe(tmp_path / "stored", **{"teacher": f"{{store: {tmp_path / 'store'}}}"}), progress=False
-    )
+    stored = distill(recipe(tmp_path / "stored", teacher=f"{{store: {tmp_path / 'store'}}}"), progress=False)
     assert stored.result["test"]["loss"] == pytest.approx(live.result["test"]["loss"], abs=2e-4)
     assert "agreement" not in stored.result["test"]
     assert stored.result["teachers"]["teacher"]["test"] == live.result["teachers"]["teacher"]["test"]
@@ -83,7 +79,11 @@ def test_a_run_from_all_entries_is_that_of_the_live_teacher(tmp_path: Path) -> N
 
 @pytest.mark.parametrize(
     ("change", "field"),
-    [({"data.packing": "wrapped"}, "packing"), ({"data.max_length": 8}, "max_length"), ({"data.seed": 3}, "path")],
+    [
+        ({"data.packing": "wrapped"}, "packing"),
+        ({"data.max_length": 8}, "max_length"),
+        ({"data.seed": 3}, "path"),
+    ],
 )
 def test_a_store_of_other_tokens_is_refused_by_the_field(
     tmp_path: Path, change: dict[str, Any], field: str

@@ -32,6 +32,7 @@ def _serves(name: str) -> bool:
     return (
         issubclass(method, Method)
         and needs.teacher == "frozen"
+        and "classification" in needs.tasks
         and not (needs.live or needs.input_gradient or needs.text)
     )
 

@@ -105,8 +105,8 @@ def check_spread(
     outputs = heads["student"][0].outputs
     if not rows_of_rank(rows["student"], outputs, ranks, ranks - 1):
         raise PairingError(
-            f"{start}: {outputs} tokens of {rows['student']} rows leave nothing for the last of {ranks} processes: set it "
-            "to false, or start fewer"
+            f"{start}: {outputs} tokens of {rows['student']} rows leave nothing for the last of {ranks} processes: set "
+            "it to false, or start fewer"
         )
 
 

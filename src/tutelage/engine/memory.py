@@ -21,7 +21,7 @@ _KEPT = 1.4
 _HALF = 2.6
 """Bytes of such an element in half precision: norms and sums stay in float32."""
 _DENSE = 5
-"""Tensors as large as the logits where these are made whole: both models' logits and log-probabilities, the gradient."""
+"""Tensors as large as the logits where these are whole: both models' logits and log-probabilities, the gradient."""
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 

@@ -2,8 +2,8 @@
 
 Every rank evaluates the loss L of all ranks' tokens with its own rows of the heads, and the trainer weighs it by that
 rank's share s_r of the step's items, with Σ s_r = ranks (`tutelage.engine.gathering`). A rank's rows of the head belong
-to it alone: no mean over ranks follows, and they must get the gradient that the whole head would, (Σ s_r / ranks) ∂L/∂W.
-So the gradient that comes in at L is averaged over ranks before anything else.
+to it alone: no mean over ranks follows, and they must get what the whole head would, (Σ s_r / ranks) ∂L/∂W. So the
+gradient that comes in at L is averaged over ranks before anything else.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ def fused_linear_loss(
     label, found = (_total(part, row_weight, scale) for part in (values.label, values.divergence))
     loss = scale.new_zeros(())
     for value, factor in ((label, label_weight), (found, loss_weight)):
-        loss = loss if value is None else loss + factor * value
+        loss = loss if value is None or not factor else loss + factor * value  # 0 times infinity is NaN
     if any(wanted):
         loss = Given.apply(loss, gradients, scale * (base * student_head.scale), *leaves)
     return FusedLoss(loss, label, found)

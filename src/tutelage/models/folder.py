@@ -90,7 +90,8 @@ class _Description(ModelConfig):
     @classmethod
     def conflicts(cls, values: Mapping[str, Any]) -> list[str]:
         reasons = super().conflicts(values)
-        if values["input_shape"] == () and parse_name(str(values["model"]))[0] not in ("hf", "config"):
+        family = str(values.get("model", "")).partition(":")[0]
+        if values.get("input_shape") == () and family not in ("hf", "config"):
             reasons.append("input_shape is empty; only transformers' models read rows of unequal lengths")
         return reasons
 

@@ -73,7 +73,7 @@ def analyse(
         JSON values: ``classes`` (names), ``items`` (what they are of: ``rows`` or ``tokens``), ``rows`` (how many
         items), ``student`` and ``teacher`` (``recall`` by class, ``confusion`` counts ``[target][answer]`` or none,
         ``confused`` pairs, ``calibration`` bins), ``agreement`` by class (shares; none for a class without items) and
-        ``examples``, each with its ``picture`` or its ``text`` (a token's stands between » and «).
+        ``examples``, each with its ``picture`` or its ``text`` (a token's word stands between » and «).
     """
     predictors = {"student": student} | ({"teacher": teacher} if teacher else {})
     answers, items = _answers(predictors, source, batch_size, device)
@@ -202,17 +202,18 @@ def _examples(
 
 
 def _text(batch: Batch, row: int, place: Sequence[int], tokenizer: Tokenizer) -> str:
-    """A row as text, cut where it is long; one token of it marked, where a ``place`` is given."""
+    """A row as text, cut where it is long; the word at a token marked, where its ``place`` is given."""
     assert isinstance(batch.inputs, dict)
     ids = batch.inputs["input_ids"][row][batch.inputs["attention_mask"][row].bool()].tolist()
     if not place:
         whole = tokenizer.decode(ids, special=False)
         return whole if len(whole) <= MOST_CHARACTERS else whole[: MOST_CHARACTERS - 1] + "…"
-    first, whole = place[0], tokenizer.decode(ids, special=False)
-    start, end = (len(tokenizer.decode(ids[:upto], special=False)) for upto in (first, first + 1))
-    token = whole[start:end]
-    before = whole[:start][-MOST_CHARACTERS:] + token[: len(token) - len(token.lstrip())]
-    return f"{before}»{token.strip()}«{whole[end:][:MOST_CHARACTERS]}"
+    whole = tokenizer.decode(ids, special=False)
+    start = len(tokenizer.decode(ids[: place[0]], special=False))
+    rest = whole[start:].lstrip()
+    word = rest.split(maxsplit=1)[0] if rest else ""
+    before = whole[: len(whole) - len(rest)]
+    return f"{before[-MOST_CHARACTERS:]}»{word}«{rest[len(word) :][:MOST_CHARACTERS]}"
 
 
 def _pictures(batch: Batch) -> list[str | None]:

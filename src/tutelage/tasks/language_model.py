@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from tutelage.engine.types import Batch, Outputs, Term
 from tutelage.functional.fused_statistics import TokenStatistics, token_statistics
+from tutelage.functional.heads import Head
 from tutelage.tasks.fused_losses import fused_loss
 from tutelage.tasks.metrics import RowMetric, Values, ratio
 from tutelage.tasks.task import RowNames, Task, wide
@@ -101,10 +102,11 @@ def _measure(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> TokenSt
         raise ValueError(
             "a language model is measured from its hidden states and its head; this one gives logits"
         )
-    theirs = None
-    if teacher is not None:
-        whole = teacher.hidden is None or teacher.head is None
-        theirs = teacher.logits if whole else (teacher.hidden, teacher.head)
+    theirs: Tensor | tuple[Tensor, Head] | None = None
+    if teacher is not None and teacher.hidden is not None and teacher.head is not None:
+        theirs = teacher.hidden, teacher.head
+    elif teacher is not None:
+        theirs = teacher.logits
     return token_statistics(outputs.hidden, outputs.head, _target(batch), theirs, batch.mask)
 
 

@@ -14,6 +14,7 @@ from tutelage.functional.analytic import Divergence, OfLogits, make_divergence
 from tutelage.functional.fused import FusedLoss, fused_linear_token_nll
 from tutelage.functional.tokens import counted_tokens, token_nll
 from tutelage.tasks.fused_losses import fused_loss
+from tutelage.tasks.task import wide
 
 if TYPE_CHECKING:
     from tutelage.engine.step import Step
@@ -108,12 +109,17 @@ def plain_divergence(
     Raises:
         ValueError: draws of the teacher serve the forward KL alone.
     """
+    if not isinstance(teacher, Tensor) and temperature != 1:
+        raise ValueError(
+            f"temperature is {temperature}, but stored answers of the likeliest or drawn classes are known at 1 alone; "
+            "set it to 1, store dense logits, or give a live teacher"
+        )
     if isinstance(teacher, Sampled):
         if name != "forward_kl":
             raise ValueError(
                 f"{name} needs probabilities of the teacher; a store of draws serves forward_kl alone"
             )
-        return _cross_entropy_of_draws(logits, teacher, batch.mask, temperature)
+        return _cross_entropy_of_draws(logits, teacher, batch.mask)
     if isinstance(teacher, TopK):
         logits, teacher = _outcomes(logits, teacher)
     module = "adaptive_kl" if name == "adaptive_kl" else "token_divergences"
@@ -158,17 +164,15 @@ def _weighed(weight: float, term: Term) -> Term:
 
 def _outcomes(logits: Tensor, teacher: TopK) -> tuple[Tensor, Tensor]:
     """Log-probabilities ``[..., k + 1]`` of both sides: of the teacher's k entries, and of all the rest."""
-    log_probs = logits.float().log_softmax(-1) if logits.dtype != torch.float64 else logits.log_softmax(-1)
+    log_probs = wide(logits).log_softmax(-1)
     kept = log_probs.gather(-1, teacher.ids)
     rest = log_probs.scatter(-1, teacher.ids, -torch.inf).logsumexp(-1, keepdim=True)
     theirs = torch.cat([teacher.log_probs, teacher.tail.log()[..., None]], -1)
     return torch.cat([kept, rest], -1), theirs.to(kept.dtype)
 
 
-def _cross_entropy_of_draws(
-    logits: Tensor, teacher: Sampled, mask: Tensor | None, temperature: float
-) -> Tensor:
-    log_probs = (logits.float() / temperature).log_softmax(-1)
+def _cross_entropy_of_draws(logits: Tensor, teacher: Sampled, mask: Tensor | None) -> Tensor:
+    log_probs = wide(logits).log_softmax(-1)
     losses = -(teacher.weights * log_probs.gather(-1, teacher.ids)).sum(-1)
     if mask is None:
         return losses.mean()

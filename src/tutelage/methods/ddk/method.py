@@ -185,8 +185,9 @@ class DDK(Method):
         done, config = self.mixture.interval, self.config
         if config.max_intervals is not None and done >= config.max_intervals:
             return True
-        spread = float(self.mixture.factor.max() - self.mixture.factor.min())
-        return done > 0 and config.stop_gap is not None and spread <= config.stop_gap
+        if not done or config.stop_gap is None:
+            return False
+        return float(self.mixture.factor.max() - self.mixture.factor.min()) <= config.stop_gap
 
     def tables(self) -> dict[str, Table]:
         """The mixture and the ratios that led to it, interval by interval."""
