@@ -21,9 +21,10 @@ from tutelage.runs.statistics import Difference, paired_difference
 
 SEEDS = (0, 1, 2, 3, 4)
 KEPT = 0.9
+TEACHER_EPOCHS = 4
 SHARED = [
     "data.tokenizer={train: 8192}",
-    "train.epochs=6",
+    "train.epochs=2",
     "train.device=cpu",
     "output.report=false",
     "evaluation.samples=0",
@@ -36,7 +37,8 @@ def main() -> None:
     folder = Path(sys.argv[1])
     data = [f"data.path={sys.argv[2]}"] if len(sys.argv) > 2 else []
     common = [*data, *SHARED]
-    teacher = distill(load_recipe("tiny-shakespeare-teacher", common), folder=folder / "teacher", resume=True)
+    longer = load_recipe("tiny-shakespeare-teacher", [*common, f"train.epochs={TEACHER_EPOCHS}"])
+    teacher = distill(longer, folder=folder / "teacher", resume=True)
     live = [f"teacher={{run: {teacher.folder}}}"]
     student = load_recipe("tiny-shakespeare", [*common, *live, *CACHE])
     store = cache(student, folder / "store")

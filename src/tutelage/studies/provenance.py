@@ -55,7 +55,7 @@ def code_hash() -> str:
 
 
 def _uncommitted_changes() -> bool | None:
-    command = ["git", "status", "--porcelain"]
+    command = ["git", "status", "--porcelain", "--", "."]
     try:
         done = subprocess.run(command, cwd=PACKAGE, capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
