@@ -10,8 +10,8 @@ An entry that is -inf on either side is left out of value and gradient, as in `t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ Values = tuple[Tensor, Tensor]
 @dataclass(frozen=True)
 class Divergence:
     """One divergence. Subclasses write `terms`."""
+
+    reads_p: ClassVar[bool] = True
+    """Whether `terms` looks at ``p``, which takes a pass over all entries to make."""
 
     def __call__(self, log_q: Tensor, log_p: Tensor, vocabulary: Vocabulary | None = None) -> Values:
         """The divergence of each row ``[rows]`` and its gradient by the student's logits ``[rows, vocabulary]``.
@@ -50,7 +53,7 @@ class Divergence:
         Args:
             finite: nothing is -inf, so nothing has to be looked for.
         """
-        p = log_p.exp()
+        p = log_p.exp() if self.reads_p else log_p
         if not finite:
             left_out = log_q.isinf() | log_p.isinf()
             q = q.masked_fill(left_out, 0.0)
@@ -59,7 +62,7 @@ class Divergence:
         return self.terms(log_q, log_p, q, p, vocabulary)
 
     def terms(self, log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor, vocabulary: Vocabulary) -> Values:
-        """As `values`, of what is finite; ``p`` may be overwritten too."""
+        """As `values`, of what is finite; ``p`` may be overwritten too. Where it is not read, it is ``log_p``."""
         raise NotImplementedError
 
 
@@ -77,6 +80,8 @@ class ForwardKL(Divergence):
 @dataclass(frozen=True)
 class ReverseKL(Divergence):
     """``Σ q (log q - log p)``."""
+
+    reads_p = False
 
     def terms(self, log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor, vocabulary: Vocabulary) -> Values:
         apart = log_q.sub_(log_p)
@@ -293,7 +298,7 @@ def make_divergence(
     if divergence not in DIVERGENCES:
         raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}; got {divergence!r}")
     made = DIVERGENCES[divergence]
-    allowed = [name for name in made.__dataclass_fields__ if not name.startswith("_")]
+    allowed = [each.name for each in fields(made)]
     unknown = [name for name in options if name not in allowed]
     if unknown:
         takes = f"takes {', '.join(allowed)}" if allowed else "takes no options"
