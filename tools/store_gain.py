@@ -41,8 +41,12 @@ def main() -> None:
     teacher = distill(longer, folder=folder / "teacher", resume=True)
     live = [f"teacher={{run: {teacher.folder}}}"]
     student = load_recipe("tiny-shakespeare", [*common, *live, *CACHE])
-    store = cache(student, folder / "store")
-    arms = {"none": [*live, "method=none"], "live": live, "store": [f"teacher={{store: {folder / 'store'}}}"]}
+    store = cache(student, folder / "answers")
+    arms = {
+        "none": [*live, "method=none"],
+        "live": live,
+        "store": [f"teacher={{store: {folder / 'answers'}}}"],
+    }
     losses = {
         arm: [_loss(_recipe([*common, *own], seed), folder / arm / str(seed)) for seed in SEEDS]
         for arm, own in arms.items()
