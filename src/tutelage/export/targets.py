@@ -14,8 +14,7 @@ from tutelage.models.table import default_input
 from tutelage.models.weights import CARD, FILE
 from tutelage.recipe import load_recipe
 from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
-from tutelage.runs.assemble import teacher_configs
-from tutelage.runs.teachers import fingerprint, teachers_root
+from tutelage.runs.teachers import fingerprint, teacher_configs, teachers_root
 from tutelage.untrusted import read_object
 
 OUTPUTS = 10

@@ -9,6 +9,7 @@ An entry that is -inf on either side is left out of value and gradient, as in `t
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -26,11 +27,8 @@ Values = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """One divergence. Subclasses write `terms`."""
-
-    reads_p: ClassVar[bool] = True
-    """Whether `terms` looks at ``p``, which takes a pass over all entries to make."""
+class Divergence(ABC):
+    """One divergence."""
 
     def __call__(self, log_q: Tensor, log_p: Tensor, vocabulary: Vocabulary | None = None) -> Values:
         """The divergence of each row ``[rows]`` and its gradient by the student's logits ``[rows, vocabulary]``.
@@ -45,6 +43,7 @@ class Divergence:
         value, slope = self.values(log_q.clone(), log_p.clone(), q, vocabulary, finite=False)
         return value, slope.addcmul(q, vocabulary.total_of(slope)[:, None], value=-1)
 
+    @abstractmethod
     def values(
         self, log_q: Tensor, log_p: Tensor, q: Tensor, vocabulary: Vocabulary, *, finite: bool
     ) -> Values:
@@ -53,6 +52,18 @@ class Divergence:
         Args:
             finite: nothing is -inf, so nothing has to be looked for.
         """
+
+
+class TermByTerm(Divergence):
+    """A sum of terms, each of one entry. Subclasses write `terms`."""
+
+    reads_p: ClassVar[bool] = True
+    """Whether `terms` looks at ``p``, which takes a pass over all entries to make."""
+
+    def values(
+        self, log_q: Tensor, log_p: Tensor, q: Tensor, vocabulary: Vocabulary, *, finite: bool
+    ) -> Values:
+        """See `Divergence.values`."""
         p = log_p.exp() if self.reads_p else log_p
         if not finite:
             left_out = log_q.isinf() | log_p.isinf()
@@ -61,13 +72,13 @@ class Divergence:
                 entries.masked_fill_(left_out, 0.0)
         return self.terms(log_q, log_p, q, p, vocabulary)
 
+    @abstractmethod
     def terms(self, log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor, vocabulary: Vocabulary) -> Values:
         """As `values`, of what is finite; ``p`` may be overwritten too. Where it is not read, it is ``log_p``."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class ForwardKL(Divergence):
+class ForwardKL(TermByTerm):
     """``Σ p (log p - log q)``; without the teacher's entropy ``-Σ p log q``."""
 
     subtract_entropy: bool = True
@@ -78,7 +89,7 @@ class ForwardKL(Divergence):
 
 
 @dataclass(frozen=True)
-class ReverseKL(Divergence):
+class ReverseKL(TermByTerm):
     """``Σ q (log q - log p)``."""
 
     reads_p = False
@@ -107,7 +118,7 @@ def _both_ways(
 
 
 @dataclass(frozen=True)
-class SymmetricKL(Divergence):
+class SymmetricKL(TermByTerm):
     """``(1 - weight) KL(p || q) + weight KL(q || p)``."""
 
     weight: float | int = 0.9
@@ -121,7 +132,7 @@ class SymmetricKL(Divergence):
 
 
 @dataclass(frozen=True)
-class AdaptiveKL(Divergence):
+class AdaptiveKL(TermByTerm):
     """``a KL(p || q) + (1 - a) KL(q || p)``: ``a``, detached, is the share of ``Σ |p - q|`` that lies in the teacher's
     head, its likeliest entries whose mass is up to ``mu``, the first of them always among them. Where ``p = q``, ½.
 
@@ -153,7 +164,7 @@ class AdaptiveKL(Divergence):
 
 
 @dataclass(frozen=True)
-class TotalVariation(Divergence):
+class TotalVariation(TermByTerm):
     """``½ Σ |p - q|``."""
 
     def terms(self, log_q: Tensor, log_p: Tensor, q: Tensor, p: Tensor, vocabulary: Vocabulary) -> Values:
@@ -169,7 +180,7 @@ def _mixture(first: Tensor, second: Tensor, share: float | int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SkewedForwardKL(Divergence):
+class SkewedForwardKL(TermByTerm):
     """``Σ p (log p - log m)``, ``m = skew p + (1 - skew) q``; without the teacher's entropy ``-Σ p log m``."""
 
     skew: float | int = 0.1
@@ -188,7 +199,7 @@ class SkewedForwardKL(Divergence):
 
 
 @dataclass(frozen=True)
-class SkewedReverseKL(Divergence):
+class SkewedReverseKL(TermByTerm):
     """``Σ q (log q - log m)``, ``m = (1 - skew) p + skew q``."""
 
     skew: float | int = 0.1
@@ -207,7 +218,7 @@ class SkewedReverseKL(Divergence):
 
 
 @dataclass(frozen=True)
-class GeneralizedJSD(Divergence):
+class GeneralizedJSD(TermByTerm):
     """``beta KL(p || m) + (1 - beta) KL(q || m)``, ``m = beta p + (1 - beta) q``; at beta 0 ``KL(p || q)`` and at
     beta 1 ``KL(q || p)``: a switch, not the limit."""
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from tutelage.models.adapters import add_lora
 from tutelage.models.built import Channels, channels
+from tutelage.models.flash import prepare_flash
 from tutelage.models.hf_config import (
     auto_class,
     fit_settings,
@@ -114,6 +115,7 @@ def _finish(module: Any, config: ModelConfig) -> None:
         )
     if config.attention is not None:
         module.set_attn_implementation(config.attention)
+    prepare_flash(module)
     if getattr(module.config, "use_cache", None):
         if module.can_generate():
             module.generation_config.use_cache = True

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from tutelage.data.documents import Documents
 from tutelage.data.tokens import TokenSource
 from tutelage.engine.generation import Generation, Prompt, batches
 from tutelage.engine.interrupt import Interrupted, StopRequest
@@ -55,6 +56,15 @@ def prompts_of(source: TokenSource, tokens: int) -> list[Prompt]:
         if kept > 0:
             found.append(Prompt(number, tuple(documents.tokens[start : start + kept].tolist())))
     return found
+
+
+def written_documents(prompts: Sequence[Prompt], answers: Sequence[Generation]) -> Documents:
+    """A document for each prompt with the text after it; what was written counts."""
+    tokens, counted = [], []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        tokens.append(np.asarray([*prompt.tokens, *answer.tokens], dtype=np.int32))
+        counted.append(np.arange(len(tokens[-1])) >= len(prompt.tokens))
+    return Documents.of(tokens, counted)
 
 
 def write_texts(

@@ -33,6 +33,8 @@ from tutelage.recipe.schema import ModelConfig, Recipe, ViewConfig
 from tutelage.tasks import Task
 from tutelage.untrusted import FileError, file_name, read_object
 
+Predictor = Callable[[Batch], Outputs]
+
 
 class Run:
     """A procedure's workplace.
@@ -187,7 +189,7 @@ class Run:
         self._stack.callback(client.close)
         return client
 
-    def predictor(self, model: nn.Module, taps: tuple[str, ...] = ()) -> Callable[[Batch], Outputs]:
+    def predictor(self, model: nn.Module, taps: tuple[str, ...] = ()) -> Predictor:
         """The model's outputs for batches of this run's data, normalised, in eval mode, without gradients."""
         held = Tapped(model, mean=self.mean, std=self.std, head=self.head).to(self.runtime.device).eval()
 
@@ -197,20 +199,31 @@ class Run:
 
         return predict
 
+    def validation(self) -> Validation | None:
+        """Metrics of a stage's student on the held-out rows, as often as the recipe says; none without such rows."""
+        held_out = self.data.validation
+        if held_out is None:
+            return None
+        return Validation(
+            lambda trainer: self.evaluate(trainer.predict, held_out), self.recipe.evaluation.every
+        )
+
     def evaluate(
         self,
-        model: nn.Module | Teacher,
+        model: nn.Module | Teacher | Predictor,
         source: Source | None,
         names: tuple[str, ...] = (),
         *,
         teacher: Teacher | None = None,
     ) -> dict[str, float]:
-        """Metrics of a model on a source, those that compare it with ``teacher`` where one is given; nothing where
-        there is no source."""
+        """Metrics of a model, or of what gives its outputs, on a source; those that compare it with ``teacher`` where
+        one is given; nothing where there is no source."""
         if source is None:
             return {}
+        if isinstance(model, nn.Module):
+            model = self.predictor(model)
         return evaluate(
-            self.predictor(model) if isinstance(model, nn.Module) else model.outputs,
+            model if callable(model) else model.outputs,
             source,
             self.task,
             names=names or self.recipe.evaluation.metrics,

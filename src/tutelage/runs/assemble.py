@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +22,15 @@ from tutelage.engine.needs import PairingError
 from tutelage.engine.rng import derive_seed
 from tutelage.engine.runtime import Runtime
 from tutelage.engine.teacher import Teacher
-from tutelage.engine.types import Batch, Outputs
 from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views, to_float
 from tutelage.models import BuiltModel, build_model
 from tutelage.models.language_head import check_packing, language_head
 from tutelage.procedures.procedure import Procedure
 from tutelage.procedures.run import Run
-from tutelage.recipe.schema import ModelConfig, Recipe, TeacherConfig
+from tutelage.recipe.schema import ModelConfig, Recipe
 from tutelage.runs.checks import check_evaluation, check_fit
-from tutelage.runs.teachers import TeacherModel, teacher_model
+from tutelage.runs.teachers import TeacherModel, teacher_configs, teacher_model
 from tutelage.runs.vocabulary import own_tokenizer, vocabulary_of
 from tutelage.tasks import LanguageModel, Task, build_task
 from tutelage.teachers.local import LocalTeacher
@@ -267,39 +265,8 @@ def build_method(recipe: Recipe) -> Method | Procedure:
     return Combined(loops, recipe.train.label_weight)
 
 
-def teacher_configs(recipe: Recipe) -> Mapping[str, TeacherConfig]:
-    if recipe.teacher is None:
-        return {}
-    return {"teacher": recipe.teacher} if isinstance(recipe.teacher, TeacherConfig) else recipe.teacher
-
-
 def normalised(built: BuiltModel, config: ModelConfig, data: Data) -> BuiltModel:
     """Input normalisation: what the recipe says, else the weights' own, else the data's."""
     if config.mean is not None or config.std is not None:
         return built._replace(mean=config.mean or (0.0,), std=config.std or (1.0,))
     return built if built.mean is not None else built._replace(mean=data.info.mean, std=data.info.std)
-
-
-_REMEMBERED = 2**30
-"""Bytes of a split's outputs up to which they are kept."""
-
-
-class Remembered:
-    """A teacher's outputs for evaluation batches, computed once where they are not too large: agreement and the
-    teacher's own metrics share them. Of a language model the hidden states are kept, not the logits."""
-
-    def __init__(self, teacher: LocalTeacher) -> None:
-        self.teacher = teacher
-        self._kept: dict[tuple[int, ...], Outputs] = {}
-        self._bytes = 0
-
-    def __call__(self, batch: Batch) -> Outputs:
-        key = tuple(batch.index.tolist()) if batch.index is not None else ()
-        if key in self._kept:
-            return self._kept[key]
-        outputs = self.teacher.outputs(batch)
-        kept = outputs.logits if outputs.hidden is None else outputs.hidden
-        self._bytes += kept.nbytes
-        if self._bytes <= _REMEMBERED:
-            self._kept[key] = Outputs(hidden=kept, head=outputs.head) if outputs.head else Outputs(kept)
-        return outputs

@@ -10,9 +10,9 @@ from pathlib import Path
 from tutelage.data import Data
 from tutelage.engine.interrupt import Interrupted, StopRequest
 from tutelage.engine.progress import rows_progress
-from tutelage.runs.assemble import teacher_configs
 from tutelage.runs.cache_job import CacheJob
 from tutelage.runs.execute import RecipeSource, cpu_threads, load_source
+from tutelage.runs.teachers import teacher_configs
 from tutelage.teachers.manifest import Manifest
 from tutelage.teachers.writing import StoreWriter, check_folder, free_bytes, store_bytes
 

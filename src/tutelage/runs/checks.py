@@ -17,8 +17,8 @@ from tutelage.engine.teacher import Teacher
 from tutelage.engine.types import Batch
 from tutelage.engine.views import Views, to_float
 from tutelage.procedures.procedure import Procedure
-from tutelage.recipe.schema import DataConfig, Recipe, ViewConfig
-from tutelage.runs.teachers import TeacherModel
+from tutelage.recipe.schema import DataConfig, ModelConfig, Recipe, TeacherConfig, ViewConfig
+from tutelage.runs.teachers import TeacherModel, teacher_configs
 from tutelage.tasks import Task
 from tutelage.tasks.task import RowNames
 from tutelage.teachers.manifest import Plan, TokensPart
@@ -45,6 +45,7 @@ def check_fit(
     reasons = check_pairing(
         name, method.needs, {n: teacher.offers for n, teacher in teachers.items()}, setting
     )
+    reasons += flash_gaps(recipe, runtime)
     if method.needs.teacher == "trained":
         reasons += [
             f"`{name}` trains its teachers, and teacher `{title}` has weights in half precision, which lose small "
@@ -74,6 +75,25 @@ def check_fit(
             reasons += _store_gaps(title, model.store.plan, recipe, method.needs.views, data)
     if reasons:
         raise PairingError("\n".join(reasons))
+
+
+def flash_gaps(recipe: Recipe, runtime: Runtime) -> list[str]:
+    """Models whose attention has no kernel for the device or the number format."""
+    reasons = []
+    models: dict[str, ModelConfig | TeacherConfig] = {"student": recipe.student, **teacher_configs(recipe)}
+    for title, config in models.items():
+        if config.attention is None or not config.attention.startswith("flash"):
+            continue
+        if runtime.device.type == "cpu":
+            reasons.append(
+                f"{title}: {config.attention} needs a GPU (train.device is cpu); take attention=sdpa"
+            )
+        elif runtime.precision == "fp32" and config.dtype == "float32":
+            reasons.append(
+                f"{title}: {config.attention} computes in half precision alone; set train.precision=bf16, or take "
+                "attention=sdpa"
+            )
+    return reasons
 
 
 def setting_of(recipe: Recipe, data: Data, runtime: Runtime) -> Setting:

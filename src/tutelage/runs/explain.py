@@ -16,9 +16,10 @@ from tutelage.engine.views import to_float
 from tutelage.functional.similarity import linear_cka
 from tutelage.models import load_model
 from tutelage.recipe import load_recipe
-from tutelage.runs.assemble import Assembly, assemble, teacher_configs
+from tutelage.runs.assemble import Assembly, assemble
 from tutelage.runs.batch import write_json
 from tutelage.runs.result import read_result
+from tutelage.runs.teachers import teacher_configs
 
 FILE = "explain.json"
 LOGITS = "logits"

@@ -6,16 +6,20 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.engine.taps import Tapped
-from tutelage.engine.types import Batch, Outputs
+from tutelage.engine.types import Batch, Head, Outputs
 from tutelage.engine.views import to_float
 from tutelage.models import profile_model
 from tutelage.procedures.procedure import Procedure
 from tutelage.runs.analysis import analyse
-from tutelage.runs.assemble import Assembly, Remembered
+from tutelage.runs.assemble import Assembly
 from tutelage.runs.embeddings import embeddings
+from tutelage.teachers.local import LocalTeacher
+
+_REMEMBERED = 2**30
+"""Bytes of a split's outputs up to which they are kept."""
 
 
 def add_profiles(result: dict[str, Any], assembly: Assembly, student: nn.Module) -> None:
@@ -83,6 +87,30 @@ def analysis_of(assembly: Assembly, student: nn.Module) -> dict[str, Any] | None
         device=assembly.runtime.device,
     )
     return {"split": split, **found, "embeddings": seen}
+
+
+class Remembered:
+    """A teacher's outputs for evaluation batches, computed once where they are not too large: agreement and the
+    teacher's own metrics share them. Of a language model the hidden states are kept, and its head once: a sharded one
+    is gathered anew for every batch, as large as it is."""
+
+    def __init__(self, teacher: LocalTeacher) -> None:
+        self.teacher = teacher
+        self._kept: dict[tuple[int, ...], Tensor] = {}
+        self._head: Head | None = None
+        self._bytes = 0
+
+    def __call__(self, batch: Batch) -> Outputs:
+        key = tuple(batch.index.tolist()) if batch.index is not None else ()
+        if key in self._kept:
+            kept = self._kept[key]
+            return Outputs(kept) if self._head is None else Outputs(hidden=kept, head=self._head)
+        outputs = self.teacher.outputs(batch)
+        kept = outputs.logits if outputs.hidden is None else outputs.hidden
+        self._bytes += kept.nbytes
+        if self._bytes <= _REMEMBERED:
+            self._kept[key], self._head = kept, outputs.head
+        return outputs
 
 
 def held_student(assembly: Assembly, student: nn.Module) -> Tapped:

@@ -13,9 +13,8 @@ import tutelage.recipe as recipes
 from tutelage import catalogue
 from tutelage.engine.method import Method
 from tutelage.recipe.schema import Recipe
-from tutelage.runs.assemble import teacher_configs
 from tutelage.runs.batch import Json
-from tutelage.runs.teachers import fingerprint
+from tutelage.runs.teachers import fingerprint, teacher_configs
 from tutelage.runs.tuning import check_tuning, with_values
 from tutelage.tasks import build_task
 

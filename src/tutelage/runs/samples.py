@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from tutelage.data.documents import Documents
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.data.tokens import TokenSource
 from tutelage.engine.evaluate import evaluate
 from tutelage.engine.generation import Generation, GenerationError, Prompt, generate
 from tutelage.engine.taps import Tapped
-from tutelage.procedures.generate import prompts_of
+from tutelage.procedures.generate import prompts_of, written_documents
 from tutelage.recipe.generation import GenerationConfig
 from tutelage.runs.assemble import Assembly
 from tutelage.runs.drafting import NoDraftsError, measure_drafting
@@ -121,13 +119,9 @@ class _Samples:
     def _perplexity(
         self, teacher: LocalTeacher, prompts: Sequence[Prompt], answers: Sequence[Generation]
     ) -> float:
-        tokens, counted = [], []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            tokens.append(np.asarray([*prompt.tokens, *answer.tokens], dtype=np.int32))
-            counted.append(np.arange(len(tokens[-1])) >= len(prompt.tokens))
-        rows = TokenSource(
-            Documents.of(tokens, counted), self.tokenizer, max_length=max(map(len, tokens)), packing="none"
-        )
+        documents = written_documents(prompts, answers)
+        longest = int(documents.lengths.max())
+        rows = TokenSource(documents, self.tokenizer, max_length=longest, packing="none")
         found = evaluate(
             teacher.outputs,
             rows,

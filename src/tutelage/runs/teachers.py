@@ -8,6 +8,7 @@ import json
 import os
 import re
 import time
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,13 @@ from tutelage.teachers.local import LocalTeacher
 from tutelage.teachers.store import Store, StoredTeacher
 
 _WAIT_SECONDS = 1.0
+
+
+def teacher_configs(recipe: Recipe) -> Mapping[str, TeacherConfig]:
+    """The teachers that a recipe names, by name."""
+    if recipe.teacher is None:
+        return {}
+    return {"teacher": recipe.teacher} if isinstance(recipe.teacher, TeacherConfig) else recipe.teacher
 
 
 @dataclass

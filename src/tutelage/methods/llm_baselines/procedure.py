@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
-from tutelage.data.documents import Documents
 from tutelage.data.tokens import TokenSource
 from tutelage.engine.generation import Generation, Prompt, check_prompts
 from tutelage.engine.loop import Trainer
 from tutelage.engine.method import Paper
 from tutelage.engine.needs import Needs, PairingError
 from tutelage.engine.types import Table
-from tutelage.engine.validation import Validation
-from tutelage.procedures.generate import prompts_of, write_texts
+from tutelage.procedures.generate import prompts_of, write_texts, written_documents
 from tutelage.procedures.procedure import Artifacts, Procedure
 from tutelage.procedures.run import Run
 from tutelage.procedures.text_data import write_text_data
@@ -111,34 +109,25 @@ class SeqKD(Procedure):
     def _source(self, run: Run, prompts: Sequence[Prompt], answers: Sequence[Generation]) -> TokenSource:
         """Prompts and answers as documents, packed as the recipe says. Of raw text all counts, as in any text; else
         what the teacher wrote."""
-        tokens, counted = [], []
-        for prompt, answer in zip(prompts, answers, strict=True):
-            tokens.append(np.asarray([*prompt.tokens, *answer.tokens], dtype=np.int32))
-            counted.append(np.arange(len(tokens[-1])) >= len(prompt.tokens))
         train, config = run.data.train, run.recipe.data
         assert isinstance(train, TokenSource)
         assert run.data.info.tokenizer is not None
+        documents = written_documents(prompts, answers)
         return TokenSource(
-            Documents.of(tokens, None if train.documents.counted is None else counted),
+            documents if train.documents.counted is not None else replace(documents, counted=None),
             run.data.info.tokenizer,
             max_length=config.max_length,
             packing=config.packing,
         )
 
     def _train(self, run: Run, source: TokenSource) -> Trainer:
-        held_out = run.data.validation
-
-        def measure(trainer: Trainer) -> dict[str, float]:
-            assert held_out is not None
-            return run.evaluate(trainer.shipped.model, held_out)
-
         return run.train(
             "student",
             run.new_student(run.data.info.outputs),
             run.method("none"),
             source,
             config={"batch_size": min(run.recipe.train.batch_size, len(source))},
-            validation=None if held_out is None else Validation(measure, run.recipe.evaluation.every),
+            validation=run.validation(),
         )
 
     def _keep(self, run: Run, prompts: Sequence[Prompt], answers: Sequence[Generation]) -> dict[str, str]:
@@ -147,7 +136,7 @@ class SeqKD(Procedure):
             return {}
         columns = self._columns(run, prompts, answers)
         folder = run.folder / _DATA
-        run.runtime.on_main(lambda: write_text_data(folder, columns))
+        run.runtime.on_main(lambda: write_text_data(folder, dict.fromkeys(columns, str), [columns]))
         return {"generated": _DATA}
 
     def _columns(

@@ -19,7 +19,6 @@ from tutelage.engine.method import Method, Paper
 from tutelage.engine.needs import Needs, PairingError
 from tutelage.engine.passes import TrainingRows
 from tutelage.engine.types import Batch, Outputs, Plot, Table
-from tutelage.engine.validation import Validation
 from tutelage.engine.views import Views, to_float
 from tutelage.methods.mcmi.config import MCMIConfig
 from tutelage.methods.mcmi.figures import figures
@@ -171,18 +170,8 @@ class MCMI(Procedure):
             source,
             teachers={teacher.spec.name: teacher},
             config={"batch_size": min(run.recipe.train.batch_size, len(source))},
-            validation=self._validation(run),
+            validation=run.validation(),
         )
-
-    def _validation(self, run: Run) -> Validation | None:
-        held_out = run.data.validation
-        if held_out is None:
-            return None
-
-        def evaluate(trainer: Trainer) -> dict[str, float]:
-            return run.evaluate(trainer.shipped.model, held_out)
-
-        return Validation(evaluate, run.recipe.evaluation.every)
 
     def _measured(self, run: Run, model: nn.Module, source: Source | None) -> dict[str, float]:
         """The task's metrics, and the accuracy on omitted classes where there are some."""

@@ -10,13 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from tutelage.data import TokenSource, load_tokenizer, subset, vocabulary_difference
-from tutelage.engine.evaluate import evaluate
 from tutelage.engine.loading import Source
 from tutelage.engine.loop import Trainer
 from tutelage.engine.method import Paper
 from tutelage.engine.needs import Needs, PairingError
 from tutelage.engine.types import Table
-from tutelage.engine.validation import Validation
 from tutelage.methods.miniplm.functional import difference_sampling, difference_score
 from tutelage.methods.miniplm.refined import SHARES, kept_by_column, quantiles, write_corpus
 from tutelage.models import load_model
@@ -198,30 +196,8 @@ class MiniPLM(Procedure):
             run.method("none"),
             rows,
             config={"batch_size": _batch_size(run, rows)},
-            validation=_validation(run),
+            validation=run.validation(),
         )
-
-
-def _validation(run: Run) -> Validation | None:
-    held_out = run.data.validation
-    if held_out is None:
-        return None
-
-    def measure(trainer: Trainer) -> dict[str, float]:
-        options, runtime = run.recipe.evaluation, run.runtime
-        return evaluate(
-            trainer.predict,
-            held_out,
-            run.task,
-            names=options.metrics,
-            group_by=options.group_by,
-            batch_size=options.batch_size,
-            device=runtime.device,
-            rank=runtime.rank,
-            world=runtime.world,
-        )
-
-    return Validation(measure, run.recipe.evaluation.every)
 
 
 def _teacher(run: Run) -> LocalTeacher:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor
 
 from tutelage.data import Tokenizer, TokenSource, column
-from tutelage.engine.checkpoint_files import sync
-from tutelage.engine.writing import writing
-from tutelage.procedures.text_data import FILE
+from tutelage.procedures.text_data import write_text_data
 
 _CHUNK = 1000
 """Rows whose text is in memory at once."""
@@ -41,22 +38,11 @@ def write_corpus(
     Raises:
         UnwrittenError: the disk refuses.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     coded = [name for name in source.names if name in source.fields]
-    fields = [("text", pa.string()), ("row", pa.int64())]
-    fields += [(name, pa.float64()) for name in scores] + [(name, pa.string()) for name in coded]
-    schema = pa.schema(fields, metadata={"tutelage": json.dumps(about)})
-    beside = folder / f".tmp-{FILE}"
-    with writing(folder / FILE):
-        folder.mkdir(parents=True, exist_ok=True)
-        with pq.ParquetWriter(beside, schema) as writer:
-            for start in range(0, len(kept), _CHUNK):
-                part = kept[start : start + _CHUNK]
-                writer.write_table(pa.table(_texts(source, tokenizer, part, scores, coded), schema))
-        sync(beside)
-        beside.replace(folder / FILE)
+    columns = {"text": str, "row": int, **dict.fromkeys(scores, float), **dict.fromkeys(coded, str)}
+    starts = range(0, len(kept), _CHUNK)
+    parts = (_texts(source, tokenizer, kept[start : start + _CHUNK], scores, coded) for start in starts)
+    write_text_data(folder, columns, parts, about)
 
 
 def _texts(
