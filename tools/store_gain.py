@@ -54,7 +54,9 @@ CORPORA = {
 def main() -> None:
     """See the module."""
     folder, corpus = Path(sys.argv[1]), CORPORA[sys.argv[2]]
-    data = [f"data={{{corpus['data']}}}", *([f"data.path={path}" for path in sys.argv[3:]])]
+    data = [f"data={{{corpus['data']}}}"]
+    if len(sys.argv) > 3:
+        data += [f"data.path={sys.argv[3]}", "data.config=null"]
     common = [*data, *SHARED]
     teacher = distill(
         load_recipe("tiny-shakespeare-teacher", [*common, *corpus["teacher"]]),
