@@ -191,9 +191,9 @@ def sample(logits: Tensor, k: int, temperature: float, counter: Counter) -> Samp
 def draw(logits: Tensor, uniform: Tensor, temperature: float) -> Sampled:
     """As `sample`, by numbers ``[rows, ..., k]`` in [0, 1), of logits ``[rows, ..., classes]``."""
     k = uniform.shape[-1]
-    log_probs = logits.double().log_softmax(-1)
-    proposal = (log_probs / temperature).log_softmax(-1)
-    heights = proposal.exp().cumsum(-1)
+    log_probs = logits.log_softmax(-1)
+    proposal = log_probs if temperature == 1 else (log_probs / temperature).log_softmax(-1)
+    heights = proposal.exp().cumsum(-1, dtype=torch.float64)
     total = heights[..., -1:]
     below = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
     ids = torch.searchsorted(heights, below, right=True)
