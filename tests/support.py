@@ -158,7 +158,9 @@ class KeptRows:
         self.offers = Offers(live=False, input_gradient=False, trainable=False, taps=bool(taps))
         self.outputs = teacher.outputs(batch, taps)
 
-    def read(self, index: Tensor, view: Tensor, taps: tuple[str, ...] = ()) -> Outputs:
+    def read(
+        self, index: Tensor, view: Tensor, taps: tuple[str, ...] = (), *, logits: bool = True
+    ) -> Outputs:
         assert self.index is not None
         found = index[:, None] == self.index
         missing = ~found.any(1) | (view != 0)
@@ -166,7 +168,7 @@ class KeptRows:
             raise MissingRowsError(f"{int(missing.sum())} rows were never stored")
         places = found.int().argmax(1)
         features = {tap: self.outputs.features[tap][places] for tap in taps}
-        return Outputs(self.outputs.logits[places], features=features)
+        return Outputs(self.outputs.logits[places] if logits else None, features=features)
 
 
 class Losses:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from support import fetched
@@ -98,6 +99,59 @@ def test_a_template_that_fails_says_why(talker: Tokenizer) -> None:
     talker.fast.chat_template = STRICT
     with pytest.raises(DataError, match=r"row 11 .* cannot be written by the chat template: the user begins"):
         chat_documents(rows(chat("a", "b"), chat("x", "a", "b", system=True)), "messages", talker)
+
+
+TOOLS = "{% for turn in messages %}{% if 'tool_calls' in turn %}{{ turn.tool_calls[0].name }}{% endif %}{% endfor %}"
+
+
+def test_a_field_that_a_turn_does_not_have_is_not_shown_to_the_template(
+    talker: Tokenizer, parquet: Any
+) -> None:
+    """Parquet gives all turns the fields of each."""
+    called = {"role": "assistant", "content": "c", "tool_calls": [{"name": "search"}]}
+    path = parquet({"messages": [chat("a", "b"), [{"role": "user", "content": "x"}, called]]})
+    read = TextRows({"messages": pq.read_table(path)["messages"].to_pylist()}, [0, 1], "train")
+    assert read.columns["messages"][0][1]["tool_calls"] is None
+    talker.fast.chat_template = TOOLS + MARKED
+    found = chat_documents(read, "messages", talker)
+    assert parts(found, talker)[0].startswith("<|user|>")
+    assert parts(found, talker, 1)[0].startswith("search<|user|>")
+
+
+CLOCK = """
+  {% set today = strftime_now("%Y-%m-%d") %}
+{{ today.split("-")[0] }}|{{ strftime_now("%d %b %Y, %A %H:%M") }}|{{ strftime_now is defined }}
+"""
+
+
+@pytest.mark.parametrize("template", [TURNS, MARKED])
+def test_a_template_that_writes_the_date_gives_the_same_tokens_every_day(
+    talker: Tokenizer, template: str
+) -> None:
+    talker.fast.chat_template = template
+    plain = parts(chat_documents(rows(chat("a", "b")), "messages", talker), talker)
+    talker.fast.chat_template = CLOCK + template
+    whole, counted = parts(chat_documents(rows(chat("a", "b")), "messages", talker), talker)
+    assert whole == "\n2024|26 Jul 2024, Friday 00:00|True\n" + plain[0]
+    assert counted == plain[1]
+    assert talker.fast.chat_template == CLOCK + template
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda talker: chat_documents(rows(chat("a", "b")), "messages", talker),
+        lambda talker: completion_documents(pair("a", "b"), "q", "a", talker),
+    ],
+)
+def test_several_templates_without_a_default_are_named(talker: Tokenizer, write: Any) -> None:
+    talker.fast.chat_template = {"tool_use": TURNS, "rag": MARKED}
+    with pytest.raises(
+        DataError, match=r"several chat templates .*\(rag, tool_use\).*set data\.chat_template to it"
+    ):
+        write(talker)
+    talker.fast.chat_template = {"rag": MARKED, "default": TURNS}
+    assert parts(write(talker), talker)[1] == "b<|endoftext|>\n"
 
 
 @pytest.mark.parametrize(

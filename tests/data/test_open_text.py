@@ -6,18 +6,20 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from support import fetched
 from tutelage.data import Data, DataError, open_data
-from tutelage.data.tokenizer import Tokenizer
+from tutelage.data.texts import entries
+from tutelage.data.tokenizer import OwnTokenizer, Tokenizer
 from tutelage.data.tokens import TokenSource
 from tutelage.engine.loading import Loader, ShuffleSampler
 from tutelage.recipe.schema import DataConfig
 
 
-def opened(path: Path, own: str | None = None, task: str = "language-model", **options: Any) -> Data:
+def opened(path: Path, own: OwnTokenizer | None = None, task: str = "language-model", **options: Any) -> Data:
     settings: dict[str, Any] = {"text": "text", "max_length": 64}
     if own is None:
         settings["tokenizer"] = {"train": 400}
@@ -34,6 +36,15 @@ def book(parquet: Any, sentences: list[str]) -> Path:
     kinds = ["prose", "verse"]
     path: Path = parquet({"text": sentences[:300], "kind": [kinds[n % 2] for n in range(300)]})
     return path
+
+
+@pytest.mark.parametrize("ids", [[3, 0, 8, 4, 4], [], [8], list(range(9))])
+def test_entries_come_from_their_chunks_in_the_order_asked_for(ids: list[int]) -> None:
+    """Each chunk is read by itself, since together they may hold more text than arrow can join."""
+    arrow = pytest.importorskip("pyarrow")
+    column = arrow.chunked_array([["a", "b", "c"], [], ["d"], ["e", "f", "g", None, "i"]], arrow.string())
+    wanted = [["a", "b", "c", "d", "e", "f", "g", None, "i"][row] for row in ids]
+    assert entries(column, np.array(ids, dtype=np.int64)) == wanted
 
 
 def texts(data: Data, source: Any) -> set[str]:
@@ -95,12 +106,35 @@ def test_the_students_own_tokeniser_reads_where_the_recipe_names_none(
     book: Path, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     tokenizer.save(tmp_path / "student")
-    data = opened(book, str(tmp_path / "student"))
+    data = opened(book, OwnTokenizer(str(tmp_path / "student")))
     assert data.info.tokenizer is not None
     assert data.info.tokenizer.fingerprint == tokenizer.fingerprint
-    assert opened(book, "nobody/nothing", tokenizer={"train": 300}).info.outputs == 300
+    assert opened(book, OwnTokenizer("nobody/nothing"), tokenizer={"train": 300}).info.outputs == 300
     with pytest.raises(DataError, match=r"the student brings none: set data\.tokenizer"):
         open_data(DataConfig(path=str(book), text="text"), "language-model")
+
+
+def test_its_revision_and_trust_reach_the_students_own_tokeniser_alone(
+    book: Path, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def from_pretrained(place: str, **options: Any) -> Any:
+        asked.append((place, options))
+        return tokenizer.fast
+
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", from_pretrained)
+    own = OwnTokenizer("someone/student", "v2", trust_remote_code=True)
+    opened(book, own)
+    opened(book, own, tokenizer="someone/else")
+    stream: dict[str, Any] = {"stream": True, "epoch_rows": 4, "validation": 4}
+    opened(book, own, **stream)
+    trusted = {"revision": "v2", "trust_remote_code": True}
+    assert asked == [
+        ("someone/student", trusted),
+        ("someone/else", {"revision": None, "trust_remote_code": False}),
+        ("someone/student", trusted),
+    ]
 
 
 def test_the_tokeniser_is_trained_on_training_rows_alone(parquet: Any, sentences: list[str]) -> None:

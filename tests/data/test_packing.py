@@ -1,4 +1,4 @@
-"""pack: every token once, no row too long, no room wasted that a whole piece would fill."""
+"""pack: every token once, no row too long, no room wasted that a whole piece would fill; answers are never split."""
 
 from __future__ import annotations
 
@@ -87,6 +87,39 @@ def test_only_documents_of_one_group_share_a_row(
 @given(lengths, longest, st.sampled_from(["best_fit", "wrapped", "none"]))
 def test_it_is_the_same_every_time(counts: np.ndarray, most: int, how: str) -> None:
     assert places(pack(counts, most, how)) == places(pack(counts, most, how))
+
+
+@given(lengths, longest, st.sampled_from(["best_fit", "wrapped", "none"]), st.randoms())
+def test_of_documents_with_answers_each_row_holds_beginnings_that_reach_into_what_is_learnt(
+    counts: np.ndarray, most: int, how: str, draw: random.Random
+) -> None:
+    learnt = np.array([draw.randint(min(1, count), count) for count in counts.tolist()])
+    standing = [number for number, count in enumerate(counts) if learnt[number] < min(count, most)]
+    if not standing:
+        with pytest.raises(DataError, match=r"nothing counts in any document|begins after data\.max_length"):
+            pack(counts, most, how, learnt=learnt)
+        return
+    layout = pack(counts, most, how, learnt=learnt)
+    expected = Counter((number, place) for number in standing for place in range(min(counts[number], most)))
+    assert Counter(place for row in places(layout) for place in row) == expected
+    assert len(layout.document) == len(standing)
+    assert all(1 <= len(row) <= most for row in places(layout))
+    assert layout.lost == counts[learnt < counts].sum() - expected.total()
+
+
+def test_wrapped_begins_a_row_with_a_document_that_would_cross_its_end() -> None:
+    counts = np.array([3, 4, 9, 1, 2])
+    layout = pack(counts, 8, "wrapped", learnt=np.array([1, 1, 1, 1, 1]))
+    assert [sorted({number for number, _ in row}) for row in places(layout)] == [[0, 1], [2], [4]]
+    assert layout.lost == 1
+
+
+def test_documents_of_which_nothing_is_learnt_are_refused() -> None:
+    counts = np.array([5, 9])
+    with pytest.raises(DataError, match="nothing counts in any document"):
+        pack(counts, 8, "best_fit", learnt=counts)
+    with pytest.raises(DataError, match=r"begins after data\.max_length, 8 tokens; raise it"):
+        pack(counts, 8, "best_fit", learnt=np.array([5, 8]))
 
 
 def test_rows_of_many_short_documents_are_nearly_full() -> None:

@@ -120,6 +120,22 @@ def test_empty_documents_are_passed_over(parquet: Any, sentences: list[str]) -> 
     assert contents(windows[5])[1:] == contents(windows[0])[1:]
 
 
+def test_windows_in_which_nothing_is_learnt_are_passed_over(parquet: Any, sentences: list[str]) -> None:
+    """Questions that fill a row, so that their answers are cut off."""
+    long = " ".join(sentences[:40])
+    questions = [long if 50 <= row < 100 else sentences[row] for row in range(150)]
+    path = parquet({"question": questions, "answer": sentences[150:300]})
+    source = stream(path, text=None, prompt="question", completion="answer")
+    first, second = islice(source.windows(), 2)
+    assert [first.number, second.number] == [0, 1]
+    assert second.state["document"] == 100
+    path = parquet({"question": [long] * 60, "answer": sentences[:60]}, "long/train.parquet").parent
+    with pytest.raises(
+        DataError, match=r"nothing that counts is in its first 64 tokens \(data\.max_length\)"
+    ):
+        stream(path, text=None, prompt="question", completion="answer")
+
+
 def test_what_cannot_be_streamed_is_named(parquet: Any, shards: Path) -> None:
     with pytest.raises(
         DataError, match=r"data.validation: there is no split 'dev'; the data has train, validation"

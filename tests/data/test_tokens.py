@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from support import fetched
-from tutelage.data import column, row_ids, subset
+from tutelage.data import DataError, column, row_ids, subset
 from tutelage.data.documents import Documents
 from tutelage.data.tokenizer import Tokenizer
 from tutelage.data.tokens import TokenSource
@@ -37,7 +37,8 @@ def expected_row(source: TokenSource, documents: Documents, row: int, width: int
         begin, end = documents.offsets[layout.document[piece] :][:2]
         for place in range(layout.length[piece]):
             here = begin + layout.start[piece] + place
-            last = here + 1 == end or (not source.packed and place == layout.length[piece] - 1)
+            cut = not source.packed or documents.counted is not None
+            last = here + 1 == end or (cut and place == layout.length[piece] - 1)
             counts = not last and (documents.counted is None or documents.counted[here + 1])
             ids.append(int(documents.tokens[here]))
             positions.append(place)
@@ -58,6 +59,11 @@ def test_a_batch_holds_what_a_walk_over_the_tokens_finds(
     tokenizer: Tokenizer, lengths: list[int], most: int, how: str, counted: bool, draw: random.Random
 ) -> None:
     documents = random_documents(lengths, 0, counted=counted)
+    learnt = documents.learnt
+    if learnt is not None and not ((learnt < documents.lengths) & (learnt < most)).any():
+        with pytest.raises(DataError, match=r"nothing counts|begins after"):
+            TokenSource(documents, tokenizer, max_length=most, packing=how)
+        return
     source = TokenSource(documents, tokenizer, max_length=most, packing=how, first_id=7)
     chosen = [draw.randrange(len(source)) for _ in range(3)]
     batch = fetched(source, chosen)
@@ -69,6 +75,33 @@ def test_a_batch_holds_what_a_walk_over_the_tokens_finds(
     assert torch.equal(batch["mask"], batch["target"] != -100)
     assert batch["index"].tolist() == [row + 7 for row in chosen]
     assert batch["input_ids"].dtype == batch["position_ids"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_an_answer_is_learnt_after_its_prompt_or_not_at_all(tokenizer: Tokenizer, how: str) -> None:
+    """Prompt and answer of each document; the first is 1, 2, 3, …, the second 101, 102, …."""
+    sizes = [(3, 2), (6, 10), (20, 4), (9, 0), (10, 1), (2, 30)]
+    documents = Documents.of(
+        [np.concatenate([np.arange(1, p + 1), np.arange(101, 101 + a)]).astype(np.int32) for p, a in sizes],
+        [np.arange(p + a) >= p for p, a in sizes],
+    )
+    source = TokenSource(documents, tokenizer, max_length=12, packing=how)
+    batch = fetched(source, range(len(source)))
+    assert batch["mask"].any(1).all()
+    begins = batch["input_ids"][batch["position_ids"] == 0]
+    assert set(begins.tolist()) <= {1, source.pad_id}
+    for ids, positions, target in zip(
+        batch["input_ids"], batch["position_ids"], batch["target"], strict=True
+    ):
+        for place in (target > -1).nonzero().flatten().tolist():
+            before = ids[place - int(positions[place]) : place + 1].tolist()
+            prompt = [token for token in before if token < 100]
+            assert [*before, int(target[place])] == prompt + list(range(101, 102 + len(before) - len(prompt)))
+            assert (len(prompt), 0) not in sizes
+    assert sorted(batch["target"][batch["mask"]].tolist()) == sorted(
+        101 + number for number_of in (2, 6, 1, 10) for number in range(number_of)
+    )
+    assert source.lost == 4 + 24 + 20
 
 
 @pytest.mark.parametrize("how", ["best_fit", "wrapped"])
@@ -106,7 +139,7 @@ def test_documents_of_unequal_columns_share_no_row(tokenizer: Tokenizer) -> None
 
 
 def test_a_row_gives_back_the_tokens_of_each_document(tokenizer: Tokenizer) -> None:
-    documents = random_documents([5, 30, 3, 7], 5)
+    documents = random_documents([5, 30, 3, 7], 5, counted=False)
     source = TokenSource(documents, tokenizer, max_length=16, packing="best_fit").keep(np.array([2, 0, 1]))
     for row in range(len(source)):
         ids = fetched(source, [row])["input_ids"][0]

@@ -102,6 +102,13 @@ def test_tokens_are_drawn_from_the_models_distribution() -> None:
     assert (found - wanted).abs().sum() / 2 < 0.08  # 0.06 is what 4000 fair draws give
 
 
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_tiny_temperature_draws_the_likeliest_token(top_p: float) -> None:
+    model = held(options={"vocab_size": 128})
+    options = GREEDY.model_copy(update={"do_sample": True, "temperature": 1e-40, "top_p": top_p})
+    assert generate(model, prompts(), options, 0) == generate(model, prompts(), GREEDY, 0)
+
+
 def test_top_p_leaves_only_the_likeliest_tokens() -> None:
     model = held()
     with torch.no_grad():

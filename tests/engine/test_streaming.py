@@ -38,6 +38,18 @@ class Numbers:
             number += 1
 
 
+class Passes(Numbers):
+    """Windows of ten, ten and three rows, over and over: the rest of a pass fills no step of four."""
+
+    def windows(self, state: Mapping[str, Any] | None = None) -> Iterator[Window]:
+        number = 0 if state is None else state["number"]
+        while True:
+            first, rows = 10 * (number % 3), 3 if number % 3 == 2 else 10
+            values = torch.arange(first, first + rows)
+            yield Window(TensorSource(values[:, None].float(), index=values), number, {"number": number})
+            number += 1
+
+
 def ids(steps: Iterator[list[Batch]], count: int) -> list[list[list[int]]]:
     return [[batch.index.tolist() for batch in step] for step in islice(steps, count)]  # type: ignore[union-attr]
 
@@ -61,6 +73,17 @@ def test_a_resumed_loader_gives_the_steps_that_are_left(done: int) -> None:
     again = StreamLoader(Numbers(), batch_size=4)
     again.load_state_dict(kept)
     assert ids(again.steps(done), 8 - done) == whole[done:]
+
+
+@pytest.mark.parametrize("done", [0, 3, 4, 5])
+def test_what_is_left_of_a_pass_fills_no_step_and_ends_nothing(done: int) -> None:
+    whole = ids(StreamLoader(Passes(), batch_size=4).steps(0), 12)
+    assert {number for step in whole for batch in step for number in batch} <= set(range(20))
+    first = StreamLoader(Passes(), batch_size=4)
+    assert ids(first.steps(0), done) == whole[:done]
+    again = StreamLoader(Passes(), batch_size=4)
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert ids(again.steps(done), 12 - done) == whole[done:]
 
 
 def test_ranks_and_micro_batches_share_the_steps_of_one_process() -> None:

@@ -110,6 +110,14 @@ def test_keeps_the_students_probabilities(key: str) -> None:
     assert torch.equal(q, kept)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_adaptive_head_of_all_mass_is_the_forward_kl(dtype: torch.dtype) -> None:
+    student, teacher = (logits.log_softmax(-1).to(dtype) for logits in pair(6, 200, 301))
+    found = make_divergence("adaptive_kl", mu=1)(student, teacher)
+    torch.testing.assert_close(found, ForwardKL()(student, teacher), rtol=1e-5, atol=1e-6)
+    assert make_divergence("adaptive_kl", mu=1)(student, student)[0].abs().max() < 1e-6
+
+
 def test_taid_by_a_tensor_is_taid_by_a_number() -> None:
     student, teacher = (logits.log_softmax(-1) for logits in pair(4))
     by_tensor = Interpolated(torch.tensor(0.25))(student, teacher)

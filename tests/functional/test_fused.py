@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from inspect import unwrap
 from typing import Any
 
@@ -402,6 +403,27 @@ def test_statistics_of_tokens() -> None:
     assert alone.agreement is alone.acceptance is alone.teacher_nll is None
 
 
+def test_divergence_of_tokens_leaves_out_what_the_teacher_excludes() -> None:
+    made = case()
+    teacher = made.logits()[1].detach().clone()
+    teacher[..., 5] = -math.inf
+    teacher[..., 7] = -1e4  # too little for a number
+    found = token_statistics(made.hidden, made.head, made.target, teacher, made.mask)
+    student, log_p = made.logits()[0].detach().log_softmax(-1), teacher.log_softmax(-1)
+    wanted = F.kl_div(student, log_p.exp(), reduction="none").sum(-1) * made.mask
+    torch.testing.assert_close(found.divergence, wanted, **EXACT)
+    bias = torch.zeros(ODD[-1], dtype=made.hidden.dtype)
+    bias[[5, 7]] = -math.inf
+    head = Head(made.head.weight, bias)
+    target = made.target.masked_fill((made.target == 5) | (made.target == 7), 0)
+    both = token_statistics(made.hidden, head, target, teacher, made.mask).divergence
+    assert both is not None
+    assert both.isfinite().all()
+    alone = token_statistics(made.hidden, head, target, made.teacher, made.mask).divergence
+    assert alone is not None
+    assert (alone[made.mask] == math.inf).all()
+
+
 def test_statistics_of_nothing() -> None:
     made = case(valid=0.0)
     found = token_statistics(made.hidden, made.head, made.target, made.teacher, made.mask)
@@ -433,6 +455,12 @@ def test_refusals(change: dict[str, Any], says: str) -> None:
         fused_linear_loss(
             **{"student_hidden": made.hidden, "student_head": made.head, "teacher": made.teacher} | change
         )
+
+
+def test_refuses_targets_between_two_ids() -> None:
+    made, loss = case(), unwrap(fused_linear_loss)
+    with pytest.raises(ValueError, match=r"class ids must be integers; got torch\.float32"):
+        loss(made.hidden, made.head, made.teacher, target=torch.full((3, 47), 1.7))
 
 
 @pytest.mark.parametrize(

@@ -170,3 +170,28 @@ def test_refuses_other_rows() -> None:
         ValueError, match=r"the teacher's tail must have the student's rows, \[3, 47\]; got \[3\]"
     ):
         fused_linear_loss(made.hidden, made.head, TopK(stored.ids, stored.log_probs, stored.tail[:, 0]))
+
+
+@pytest.mark.parametrize("form", ["top-k", "sampled"])
+def test_refuses_entries_that_do_not_fit(form: str) -> None:
+    made = case()
+    stored = top_k(made.logits()[1], 5)
+
+    def teacher(ids: Tensor, k: int = 5) -> TopK | Sampled:
+        values = stored.log_probs[..., :k]
+        return TopK(ids, values, stored.tail) if form == "top-k" else Sampled(ids, values.exp())
+
+    with pytest.raises(
+        ValueError, match=r"ids and (log_probs|weights) must have one entry each; got 5 and 4 a row"
+    ):
+        fused_linear_loss(made.hidden, made.head, teacher(stored.ids, 4), mask=made.mask)
+    for wrong in (-1, ODD[-1]):
+        ids = stored.ids.clone()
+        ids[~made.mask] = wrong  # what does not count may hold anything
+        fused_linear_loss(made.hidden, made.head, teacher(ids), mask=made.mask)
+        row, token = made.mask.nonzero()[-1].tolist()
+        ids[row, token, 3] = wrong
+        with pytest.raises(
+            ValueError, match=rf"ids name the entry {wrong}; the student's vocabulary has 0 to 122"
+        ):
+            fused_linear_loss(made.hidden, made.head, teacher(ids), mask=made.mask)

@@ -284,6 +284,17 @@ def test_adaptive_weights_by_hand() -> None:
     assert adaptive_kl_weights(teacher.log(), teacher.log())[0].tolist() == [0.5, 0.5]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_head_of_all_mass_holds_every_entry(dtype: torch.dtype) -> None:
+    """However the sum of the probabilities is rounded."""
+    student, teacher = (logits.to(dtype) for logits in torch.randn(2, 200, 301, dtype=torch.float64))
+    head, tail = adaptive_kl_weights(student, teacher, mu=1)
+    assert (head == 1).all()
+    assert (tail == 0).all()
+    assert adaptive_kl_weights(teacher, teacher, mu=1)[0].unique().tolist() == [0.5]
+    close(adaptive_kl_loss(student, teacher, mu=1), forward_kl_loss(student, teacher))
+
+
 def test_batchmean_is_the_sum_by_the_first_axis() -> None:
     student, teacher = pair(6)
     found = generalized_jsd_loss(student, teacher, reduction="batchmean")

@@ -56,6 +56,17 @@ def test_given_masses() -> None:
     ).tolist() == pytest.approx([2.0] * 3)
 
 
+def test_masses_of_integers_are_not_cut() -> None:
+    cost, rows = draw(0, 3, 2), torch.tensor([1, 1, 1])
+    columns = torch.tensor([1.5, 1.5], dtype=torch.float64)
+    plan = sinkhorn_plan(cost, row_mass=rows, column_mass=columns)
+    assert torch.equal(plan, sinkhorn_plan(cost, row_mass=rows.double(), column_mass=columns))
+    with pytest.raises(ValueError, match=r"must have one total; got 3.0 and 3.9"):
+        unwrap(sinkhorn_plan)(cost, row_mass=rows, column_mass=columns * 1.3)
+    alone = unwrap(sinkhorn_plan)(cost, row_mass=torch.tensor([1, 1, 2]))
+    assert alone.sum(0).tolist() == pytest.approx([2.0, 2.0])
+
+
 def test_a_small_epsilon_is_a_matching() -> None:
     cost = torch.tensor([[0.0, 1.0, 2.0], [2.0, 0.1, 1.0], [1.0, 2.0, 0.2]])
     plan = sinkhorn_plan(cost, epsilon=1e-3)  # exp(-2 / 1e-3) is 0 in float32; log space is not

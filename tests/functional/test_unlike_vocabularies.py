@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutelage.functional import align_byte_offsets, uld_loss
 
@@ -191,6 +192,38 @@ def test_extreme_and_infinite_logits_are_finite(dtype: torch.dtype) -> None:
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert student.grad is not None
     assert student.grad.isfinite().all()
+
+
+class Written(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the entries of all tensors that operations make."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, Tensor) and not func.is_view:
+            self.entries += made.numel()
+        return made
+
+
+def test_work_grows_with_the_rows_alone() -> None:
+    def entries(rows: int, answer: int, dtype: torch.dtype = torch.float32) -> int:
+        student = draw(0, rows=rows, length=16, vocabulary=500).to(dtype).requires_grad_()
+        target = labels(*[(2, answer)] * rows, length=16)
+        with Written() as written:  # type: ignore[no-untyped-call]
+            uld_loss(student, student.detach(), target, target).backward()
+        return int(written.entries)
+
+    assert entries(32, 3) < 2.5 * entries(16, 3)
+    # Where there is nothing to compare, a gradient of zeros is all that is made.
+    assert entries(8, 0, torch.bfloat16) < 2 * 8 * 16 * 500
+
+
+def test_without_rows_the_loss_is_zero() -> None:
+    none = torch.zeros(0, 6, 5, requires_grad=True)
+    loss = uld_loss(none, none.detach(), labels()[:0].reshape(0, 6), labels()[:0].reshape(0, 6))
+    loss.backward()
+    assert loss == 0
 
 
 def test_align_byte_offsets_by_hand() -> None:

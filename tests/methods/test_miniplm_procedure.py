@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -14,14 +13,13 @@ from safetensors.torch import load_file
 
 import tutelage.procedures.scoring as scoring
 from killing import stop_after
-from tutelage.data import TokenSource, load_tokenizer, row_ids, train_tokenizer
-from tutelage.data.documents import Documents
+from tutelage.data import TokenSource, row_ids, train_tokenizer
 from tutelage.engine.needs import Offers, PairingError, Setting, check_pairing
 from tutelage.functional import difference_sampling, difference_score
-from tutelage.methods.miniplm.procedure import check_counted
 from tutelage.recipe import load_recipe
 from tutelage.runs import RunResult, check, distill
 from tutelage.runs.assemble import assemble
+from tutelage.untrusted import FileError
 
 SOURCES = [
     {"name": "easy", "order": 1, "share": 5, "concentration": 0.05},
@@ -104,6 +102,7 @@ def test_the_rows_with_the_largest_differences_are_kept_in_the_corpus_order(
     kept = difference_sampling(score, 0.5)
     table = pq.read_table(finished.folder / "datasets" / "refined" / "train-00000-of-00001.parquet")
     assert len(kept) == 80 == finished.result["rows_kept"]
+    assert finished.result["rows_without_score"] == 0
     assert table["row"].to_pylist() == row_ids(corpus)[kept].tolist()
     assert table["score"].to_pylist() == score[kept].tolist()
     difference = torch.tensor(table["reference_nll"].to_pylist()) - torch.tensor(
@@ -250,13 +249,26 @@ def test_left_out_it_is_one_like_the_student() -> None:
     work.close()
 
 
-def test_scores_kept_elsewhere_serve_another_run(finished: RunResult, tmp_path: Path) -> None:
-    kept: dict[str, Any] = {"scores": str(tmp_path / "scores")}
+def test_scores_kept_elsewhere_serve_further_students(finished: RunResult, tmp_path: Path) -> None:
+    kept: dict[str, Any] = {"scores": str(tmp_path / "scores"), "reference": str(finished.folder)}
     run(tmp_path / "first", recipe(**kept))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").rglob("*")}
-    second = run(tmp_path / "second", recipe(ratio=0.25, **kept))
+    teacher = {"teacher": {"run": str(finished.folder)}}
+    other = recipe({"steps": 5}, ratio=0.25, **kept) | {"student": TINY}
+    second = run(tmp_path / "second", other)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "scores").rglob("*")} == before
     assert second.result["rows_kept"] == 40
+    with pytest.raises(FileError, match="scores of something else: model is"):
+        run(tmp_path / "third", recipe(**kept) | teacher)
+    assert not (tmp_path / "third" / "stages").exists()
+    with pytest.raises(FileError, match="reference holds scores of something else: max_length is 12 there"):
+        check(recipe(data={"max_length": 10}, **kept))
+
+
+def test_shared_scores_need_a_reference_that_is_there(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"set method\.reference to the folder of a finished run"):
+        check(recipe(scores=str(tmp_path / "scores")))
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- resume and launches
@@ -342,12 +354,25 @@ def test_what_cannot_be_refined_is_refused_before_anything_is_spent(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_row_without_a_token_that_counts_is_named(bytes_tokenizer: str) -> None:
-    documents = Documents.of([np.array(ids, dtype=np.int32) for ids in ([5, 6, 7], [8, 9], [4])])
-    source = TokenSource(documents, load_tokenizer(bytes_tokenizer), max_length=4, packing="none")
-    with pytest.raises(ValueError, match="row 2 has no token that counts"):
-        check_counted(source)
-    check_counted(source.keep(np.array([0, 1])))
+def test_a_remainder_of_packing_has_no_score_and_is_left_out(bytes_tokenizer: str, tmp_path: Path) -> None:
+    """Documents of 16 digits and an end, a token each, cut every 16: the ends fill a row in which nothing counts."""
+    lines = [json.dumps({"text": f"{number * 7919:016d}"}) for number in range(20)]
+    (tmp_path / "text.jsonl").write_text("\n".join(lines))
+    data: dict[str, Any] = {
+        "path": str(tmp_path / "text.jsonl"),
+        "markov": None,
+        "text": "text",
+        "tokenizer": bytes_tokenizer,
+        "max_length": 16,
+        "columns": [],
+        "validation": 2,
+        "test": 2,
+    }
+    values = recipe(data=data, reference_share=1.0) | {"evaluation": {}}
+    result = run(tmp_path / "run", values).result
+    assert result["data"]["rows"]["train"] == 17
+    assert (result["rows_without_score"], result["rows_kept"]) == (1, 8)
+    assert len(scores(tmp_path / "run", "teacher", rows=16)) == 16
 
 
 def test_a_stored_teacher_is_refused() -> None:

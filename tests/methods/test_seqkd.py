@@ -185,9 +185,9 @@ def test_its_texts_are_a_data_set_that_a_recipe_reads(finished: RunResult) -> No
     assert documents_of(data.train) == wanted
 
 
-def questions(folder: Path) -> dict[str, Any]:
+def questions(folder: Path, asking: str = "what is {0} and {0}?") -> dict[str, Any]:
     folder.mkdir()
-    asked = [f"what is {number} and {number}?" for number in range(40)]
+    asked = [asking.format(number) for number in range(40)]
     told = [f"it is {2 * number}" for number in range(40)]
     pandas.DataFrame({"question": asked, "answer": told}).to_parquet(folder / "train.parquet")
     return {"path": str(folder), "prompt": "question", "completion": "answer", "tokenizer": {"train": 300}}
@@ -211,8 +211,8 @@ def test_what_it_cannot_work_with_is_said_before_anything_is_written(tmp_path: P
     stream = data | {"stream": True, "epoch_rows": 8, "validation": None, "max_length": 32}
     with pytest.raises(PairingError, match=r"leave data\.stream out"):
         check(recipe(data=stream))
-    with pytest.raises(ValueError, match="no training row gives a prompt"):
-        check(recipe(data=data | {"max_length": 2, "validation": None}))
+    with pytest.raises(ValueError, match="no document of a training row gives a prompt"):
+        check(recipe(data=questions(tmp_path / "unasked", "") | {"max_length": 32}))
     long = {"name": "seqkd", "generation": {"max_new_tokens": 5000}}
     with pytest.raises(ValueError, match="are more than the 2048 positions"):
         check(recipe(method=long))

@@ -261,16 +261,6 @@ def test_weights_of_a_type_take_the_vocabulary_of_their_folder(published: BuiltM
     assert torch.equal(logits(model, packed()), logits(published.module, packed()))
 
 
-def test_a_language_model_has_no_part_made_anew(tmp_path: Path) -> None:
-    """A classifier's head may be; of a language model that would be a teacher that knows nothing."""
-    save_model(text_model("llama", "classification"), tmp_path / "classifier")
-    given = ModelConfig(model=f"hf:{tmp_path / 'classifier'}", weights="pretrained")
-    with pytest.raises(ModelError, match=r"does not fit this LlamaForCausalLM: missing lm_head\.weight"):
-        build_model(given, outputs=None, input_shape=(8,), task="language-model")
-    headless = build_model(given, outputs=5, input_shape=(8,), task="token-classification").module
-    assert logits(headless, padded()).shape == (2, 12, 5)
-
-
 # --- attention and number formats
 
 

@@ -9,14 +9,17 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
 import tutelage.procedures.scoring as scoring
+from tutelage.data import TokenSource
+from tutelage.data.documents import Documents
 from tutelage.engine.interrupt import Interrupted
 from tutelage.procedures.run import Run
-from tutelage.procedures.scoring import Scores, score_rows
+from tutelage.procedures.scoring import Scores, check_scores, counted_rows, score_rows
 from tutelage.recipe import load_recipe
 from tutelage.runs.assemble import assemble
 from tutelage.teachers.manifest import write_whole
@@ -170,6 +173,31 @@ def test_another_tokeniser_is_named(tmp_path: Path) -> None:
     (tmp_path / scoring.PLAN).write_text(json.dumps(plan | {"tokenizer": "0" * 64}))
     with pytest.raises(FileError, match="tokenizer is '0000"):
         scored(tmp_path)
+
+
+def test_rows_in_which_nothing_counts_are_told_apart() -> None:
+    run = work()
+    assert run.data.info.tokenizer is not None
+    documents = Documents.of([np.array(ids, dtype=np.int32) for ids in ([5], [5, 6, 7], [4], [1, 2], [3])])
+    source = TokenSource(documents, run.data.info.tokenizer, max_length=4, packing="none")
+    found = counted_rows(source)
+    assert found.ids.tolist() == [1, 3]
+    assert counted_rows(found) is found
+    with pytest.raises(ValueError, match="none of 2 rows has a token that counts"):
+        counted_rows(source.keep(np.array([0, 4])))
+
+
+def test_scores_of_something_else_are_found_before_any_is_made(tmp_path: Path) -> None:
+    run, other = work(), work(seed=1)
+    teacher: Any = run.teachers["teacher"]
+    train: Any = run.data.train
+    check_scores(run, teacher, train, tmp_path / "new", batch_size=2)
+    assert list(tmp_path.iterdir()) == []
+    scored(tmp_path)
+    check_scores(run, teacher, train, tmp_path, batch_size=2)
+    unlike: Any = other.teachers["teacher"]
+    with pytest.raises(FileError, match="scores of something else: model is"):
+        check_scores(other, unlike, train, tmp_path, batch_size=2)
 
 
 def in_a_pair(folder: str) -> tuple[list[float], int]:

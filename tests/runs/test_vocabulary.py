@@ -11,10 +11,12 @@ import pandas
 import pytest
 
 from tutelage.data import DataError, Tokenizer, train_tokenizer
+from tutelage.data.tokenizer import OwnTokenizer
 from tutelage.engine.needs import PairingError
 from tutelage.models import Vocabulary, build_model, save_model
-from tutelage.recipe.schema import ModelConfig
+from tutelage.recipe.schema import ModelConfig, TeacherConfig
 from tutelage.runs import distill
+from tutelage.runs.vocabulary import own_tokenizer
 
 pytest.importorskip("transformers")
 
@@ -55,6 +57,23 @@ def teacher_folder(folder: Path, task: str, tokens: Tokenizer | None, **options:
     )
     save_model(built, folder, beside=None if tokens is None else tokens.save)
     return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("model", "place"),
+    [
+        ({"model": "hf:someone/model"}, "someone/model"),
+        ({"model": "config:llama", "weights": "hub:someone/weights"}, "someone/weights"),
+    ],
+)
+def test_a_models_revision_and_trust_are_its_tokenisers_too(model: dict[str, Any], place: str) -> None:
+    given: dict[str, Any] = {"revision": "v2"} | (
+        {"trust_remote_code": True} if "hf:" in model["model"] else {}
+    )
+    for kind in (ModelConfig, TeacherConfig):
+        found = own_tokenizer(kind(**model, **given))
+        assert found == OwnTokenizer(place, **given)
+    assert own_tokenizer(ModelConfig(model="config:llama", revision="v2")) is None
 
 
 def recipe(texts: Path, teacher: Mapping[str, Any], task: str = "classification") -> dict[str, Any]:
@@ -99,6 +118,23 @@ def test_equal_ones_pass(texts: Path, tmp_path: Path, task: str) -> None:
     folder = teacher_folder(tmp_path / "teacher", task, tokenizer())
     done = run(recipe(texts, {"run": folder}, task), tmp_path / "run")
     assert done["status"] == "done"
+
+
+@pytest.mark.parametrize("task", ["classification", "language-model"])
+def test_a_student_with_weights_keeps_its_own_tokens(texts: Path, tmp_path: Path, task: str) -> None:
+    """The rows' tokeniser is the teacher's, and what the student's weights know belongs to another."""
+    folder = teacher_folder(tmp_path / "teacher", task, tokenizer())
+    values = recipe(texts, {"run": folder}, task)
+    for seed, theirs in ((1, "other"), (0, "same")):
+        weights = teacher_folder(tmp_path / theirs, task, tokenizer(seed=seed))
+        values["student"] = {**values["student"], "weights": weights}
+        if theirs == "other":
+            refused(
+                values,
+                tmp_path / "run",
+                r"the student \(.*other\) has another vocabulary than data.tokenizer",
+            )
+    assert run(values, tmp_path / "run")["status"] == "done"
 
 
 def test_rows_that_pad_a_vocabulary_are_no_tokens(texts: Path, tmp_path: Path) -> None:

@@ -74,6 +74,16 @@ def test_the_loss_and_its_gradient_are_torchs_over_the_tokens_that_count(smoothi
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int16])
+def test_ids_of_any_integers_serve(dtype: torch.dtype) -> None:
+    logits, target, _ = drawn()
+    rows = batch(target.to(dtype))
+    task().check(rows)
+    wanted = task().label_loss(Outputs(logits), batch(target)).mean
+    assert task().label_loss(Outputs(logits), rows).mean == wanted
+    assert measure("loss", logits, rows) == measure("loss", logits, batch(target))
+
+
 def test_where_no_token_counts_the_loss_is_zero_with_a_gradient() -> None:
     logits = drawn()[0].requires_grad_()
     target = torch.full((ROWS, TOKENS), -100)

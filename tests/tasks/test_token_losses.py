@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 import torch
 
 from tutelage.engine.types import Batch, Head, Outputs, Sampled, Term, Terms, TopK
-from tutelage.tasks import LanguageModel
+from tutelage.functional.fused_statistics import token_statistics
+from tutelage.tasks import LanguageModel, language_model
 from tutelage.tasks.token_losses import divergence_terms, plain_divergence
 
 ROWS, TOKENS, WIDTH, VOCABULARY = 2, 5, 4, 11
@@ -136,3 +139,86 @@ def test_rows_of_classes_are_rows() -> None:
     found = plain_divergence("reverse_kl", logits, teacher, batch, 1.0)
     kept = plain_divergence("reverse_kl", logits[[0, 2]], teacher[[0, 2]], batch.replace(mask=None), 1.0)
     torch.testing.assert_close(found, kept)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stored_tail_of_zero_is_one_too_small_to_store(name: str) -> None:
+    """Its outcome is compared all the same: the student's mass there is none of the teacher's."""
+    case = Case()
+    stored = case.teacher("topk").stored_logits
+    assert isinstance(stored, TopK)
+    stored = TopK(stored.ids, stored.log_probs.log_softmax(-1), torch.zeros_like(stored.tail))
+    found = []
+    for whole in (True, False):
+        terms = divergence_terms(
+            name,
+            case.student(whole=whole),
+            Outputs(stored),
+            case.batch,
+            Context(),  # type: ignore[arg-type]
+            options=NAMES[name],
+        )
+        assert terms[name].mean > 0
+        found.append((terms[name].mean, *case.gradients(terms)))
+    for plain, fused in zip(*found, strict=True):
+        torch.testing.assert_close(plain, fused, rtol=1e-9, atol=1e-9)
+
+
+def masks(target: torch.Tensor) -> dict[str, torch.Tensor | None]:
+    some = torch.zeros_like(target)
+    some[0, 1:4] = some[1, ::2] = 1
+    return {"none": None, "integers": some, "floats": some.double(), "bools": some.bool()}
+
+
+@pytest.mark.parametrize("mask", ["none", "integers", "floats", "bools"])
+@pytest.mark.parametrize("form", ["dense", "topk", "draws"])
+def test_a_token_counts_by_its_mask_and_its_target(form: str, mask: str) -> None:
+    """Here neither says what the other does."""
+    case = Case()
+    target = case.batch.target
+    assert target is not None
+    counting = masks(target)[mask]
+    counts = torch.ne(target, -100) if counting is None else torch.ne(target, -100) & torch.ne(counting, 0)
+    case.batch = case.batch.replace(mask=counting)
+    kept = Case()
+    kept.batch = case.batch.replace(mask=counts, target=target.masked_fill(~counts, -100))
+    wanted = kept.terms("forward_kl", form)
+    slopes = kept.gradients(wanted)
+    for fused in (True, False):
+        terms = case.terms("forward_kl", form, fused=fused)
+        for term, value in wanted.items():
+            torch.testing.assert_close(terms[term].mean, value.mean, rtol=1e-9, atol=1e-9)
+        for ours, theirs in zip(case.gradients(terms), slopes, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+
+
+def test_metrics_share_a_pass_and_let_go_of_the_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = []
+
+    def counting(*given: Any) -> Any:
+        passes.append(given[0].shape)
+        return token_statistics(*given)
+
+    monkeypatch.setattr(language_model, "token_statistics", counting)
+    case, task = Case(), LanguageModel(VOCABULARY)
+    measured = task.metrics(["loss", "divergence", "acceptance"])
+    outputs, teacher = case.student(whole=False), case.teacher("dense")
+    for metric in measured.values():
+        metric.update(outputs, case.batch, teacher)
+    assert len(passes) == 1
+    alive = weakref.ref(outputs), weakref.ref(teacher)
+    del outputs, teacher
+    gc.collect()
+    assert [each() for each in alive] == [None, None]
+    for metric in measured.values():
+        metric.update(case.student(whole=False), case.batch, case.teacher("dense"))
+    assert len(passes) == 4
+
+
+def test_of_rows_the_target_says_nothing_of_what_counts() -> None:
+    """A row without a label, or with a distribution for one, has a teacher all the same."""
+    logits, teacher = torch.randn(2, 3, 4, dtype=torch.float64)
+    batch = Batch(torch.zeros(3, 1))
+    whole = plain_divergence("forward_kl", logits, teacher, batch, 1.0)
+    for target in (torch.tensor([1, -100, 2]), torch.rand(3, 4), torch.rand(3)):
+        assert plain_divergence("forward_kl", logits, teacher, batch.replace(target=target), 1.0) == whole

@@ -260,6 +260,30 @@ def test_a_tap_that_is_not_kept_is_named_with_what_keeps_it(tmp_path: Path) -> N
     check(recipe | {"teacher": {"store": str(tmp_path / "more")}})
 
 
+@pytest.mark.parametrize("form", ["dense", "topk", "sampled"])
+def test_logits_that_no_one_asks_for_are_not_read(
+    form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {} if form == "dense" else {"k": 3}
+    store = stores.opened(tmp_path / "store", "fitnet", cache={"form": form, "dtype": "int8"} | few)
+    index, view = store.ids[:4], torch.zeros(4, dtype=torch.int64)
+    (tap,) = store.taps
+    whole = StoredTeacher(store).outputs(Batch(index, index=index, view=view), (tap,))
+    read = []
+    selected = store._selected
+
+    def watched(name: str, *rest: Any) -> torch.Tensor:
+        read.append(name)
+        return selected(name, *rest)
+
+    monkeypatch.setattr(store, "_selected", watched)
+    found = StoredTeacher(store).outputs(Batch(index, index=index, view=view), (tap,), logits=False)
+    assert read == [f"tap:{tap}", f"scale:tap:{tap}"]
+    assert found.stored_logits is None
+    assert torch.equal(found.features[tap], whole.features[tap])
+    assert not StoredTeacher(store).outputs(Batch(index, index=index, view=view), logits=False).features
+
+
 def test_features_alone(tmp_path: Path) -> None:
     store = stores.opened(tmp_path / "store", "fitnet", cache={"form": "none"})
     assert store.offers.logits is None

@@ -145,6 +145,19 @@ def test_any_file_that_is_lost_is_made_again(name: str, how: str, whole: Path, t
     assert stores.contents(folder) == stores.contents(whole)
 
 
+@pytest.mark.parametrize("name", ["plan.json", "manifest.json"])
+def test_without_shards_nothing_is_lost_with_a_damaged_note(name: str, whole: Path, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes((whole / name).read_bytes()[:-9])
+    assert stores.write(tmp_path, stores.plan()) == list(range(9))
+    assert stores.contents(tmp_path) == stores.contents(whole)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / name).touch()
+    (other / "photo.jpg").touch()
+    with pytest.raises(StoreError, match=r"holds no store \(photo.jpg\)"):
+        stores.write(other, stores.plan())
+
+
 def test_a_shard_of_another_place_is_no_shard_of_this_one(whole: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(whole, tmp_path / "store")
     shutil.copy(folder / "shard-00002.safetensors", folder / "shard-00001.safetensors")

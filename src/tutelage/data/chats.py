@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,29 @@ from tutelage.data.tokenizer import Tokenizer
 
 Spans = list[tuple[int, int]]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+_TODAY = date(2024, 7, 26)
+"""The day on which every chat is written: tokens are a function of the data alone."""
+_DIRECTIVES = (
+    "a",
+    "A",
+    "b",
+    "B",
+    "d",
+    "-d",
+    "e",
+    "F",
+    "H",
+    "I",
+    "j",
+    "m",
+    "-m",
+    "M",
+    "p",
+    "S",
+    "T",
+    "y",
+    "Y",
+)
 
 
 def chat_documents(rows: TextRows, column: str, tokenizer: Tokenizer) -> Documents:
@@ -22,7 +46,8 @@ def chat_documents(rows: TextRows, column: str, tokenizer: Tokenizer) -> Documen
     before it and the header that asks for an answer.
 
     Raises:
-        DataError: no chat template, or one that cannot write a chat or rewrites earlier turns, by row.
+        DataError: no chat template, several without a default, or one that cannot write a chat or rewrites earlier
+            turns, by row.
     """
     return _written(rows, column, rows.chats(column), tokenizer)
 
@@ -57,6 +82,17 @@ def _written(rows: TextRows, column: str, chats: list[Chat], tokenizer: Tokenize
     return Documents.of(ids, counted)
 
 
+def _on_one_day(template: str) -> str:
+    """A template whose ``strftime_now`` tells `_TODAY`: transformers' own reads the clock, and takes no other."""
+    if "strftime_now" not in template:
+        return template
+    told = "".join(
+        f".replace({f'%{directive}'!r}, {_TODAY.strftime(f'%{directive}')!r})" for directive in _DIRECTIVES
+    )
+    # The line's end is cut off by the renderer, so that the template still begins a line.
+    return f"{{% macro strftime_now(format) %}}{{{{ format{told} }}}}{{% endmacro %}}\n{template}"
+
+
 class _Writer:
     """A chat template, and the rows that it writes."""
 
@@ -66,8 +102,15 @@ class _Writer:
                 f"the tokeniser {tokenizer.place or 'trained here'} has no chat template; "
                 "set data.chat_template to a Jinja file"
             )
+        named = tokenizer.fast.chat_template
+        if isinstance(named, dict) and "default" not in named:
+            raise DataError(
+                f"the tokeniser {tokenizer.place or 'trained here'} has several chat templates and none named "
+                f"`default` ({', '.join(sorted(named))}); write the one that is meant to a Jinja file, and set "
+                "data.chat_template to it"
+            )
         self.rows, self.column, self.fast = rows, column, tokenizer.fast
-        self.template: str = tokenizer.fast.get_chat_template()
+        self.template: str = _on_one_day(tokenizer.fast.get_chat_template())
 
     def write(self, position: int, chat: Chat) -> tuple[str, Spans]:
         """A chat's text, and where in it the assistant speaks."""

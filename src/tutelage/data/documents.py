@@ -27,6 +27,24 @@ class Documents:
     def lengths(self) -> NDArray[np.int64]:
         return np.diff(self.offsets)
 
+    @property
+    def learnt(self) -> NDArray[np.int64] | None:
+        """Where in each document the first token stands that counts and follows another one ``[documents]``; its length
+        where there is none. None where all tokens count."""
+        if self.counted is None:
+            return None
+        follows = np.ones(len(self.tokens) + 1, dtype=np.bool_)
+        follows[self.offsets[:-1]] = False
+        places = np.append(np.flatnonzero(self.counted & follows[:-1]), len(self.tokens))
+        first = places[np.searchsorted(places, self.offsets[:-1])]
+        return np.asarray(np.minimum(first, self.offsets[1:]) - self.offsets[:-1], dtype=np.int64)
+
+    def teach(self, max_length: int) -> bool:
+        """Whether a token that is learnt stands among the first ``max_length`` of any document."""
+        if self.learnt is None:
+            return bool(len(self.tokens))
+        return bool((self.learnt < np.minimum(self.lengths, max_length)).any())
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 

@@ -16,6 +16,7 @@ from tutelage.data.source import ArraySource, DataError, digest, tensor_digest
 from tutelage.data.splits import Rows
 from tutelage.data.tables import Tables
 from tutelage.data.texts import ReadText
+from tutelage.data.tokenizer import OwnTokenizer
 from tutelage.data.tokens import IGNORED
 from tutelage.engine.types import Batch, Inputs
 
@@ -84,7 +85,7 @@ class TaggedSource(EncodedSource):
 class ReadEncoded(ReadText):
     """Texts, or pairs of texts, and their targets."""
 
-    def __init__(self, tables: Tables, chosen: Mapping[str, Rows], own: str | None) -> None:
+    def __init__(self, tables: Tables, chosen: Mapping[str, Rows], own: OwnTokenizer | None) -> None:
         super().__init__(tables, chosen, own)
         self.outputs, self.class_names, self.targets = self._targets(chosen["train"].split)
 

@@ -21,7 +21,7 @@ from tutelage.data.splits import Rows, choose_rows
 from tutelage.data.streams import StreamedCorpus, TokenStream
 from tutelage.data.tables import Tables
 from tutelage.data.texts import check_text, text_columns
-from tutelage.data.tokenizer import Tokenizer
+from tutelage.data.tokenizer import OwnTokenizer, Tokenizer
 from tutelage.data.tokens import TokenSource
 from tutelage.engine.loading import Source
 from tutelage.engine.types import Batch
@@ -87,14 +87,14 @@ class Data:
         }
 
 
-def open_data(config: DataConfig, task: str, tokenizer: str | None = None) -> Data:
+def open_data(config: DataConfig, task: str, tokenizer: OwnTokenizer | None = None) -> Data:
     """Find the rows that a recipe names, split them and read what has to be in memory.
 
     Only a name that is no local path asks the hub. Held-out rows never train; which they are depends on ``config.seed``
     and the split alone. For language models documents are held out, and limits count the rows that they are packed in.
 
     Args:
-        tokenizer: hub name or folder of the student's own, for text of which the recipe names none.
+        tokenizer: the student's own, for text of which the recipe names none.
 
     Raises:
         DataError: anything about the data that cannot be used, named by row, column and split.
@@ -121,7 +121,7 @@ def open_data(config: DataConfig, task: str, tokenizer: str | None = None) -> Da
     )
 
 
-def _open_stream(config: DataConfig, tokenizer: str | None, where: dict[str, str | None]) -> Data:
+def _open_stream(config: DataConfig, tokenizer: OwnTokenizer | None, where: dict[str, str | None]) -> Data:
     corpus = StreamedCorpus(config, tokenizer)
     first = next(corpus.train.windows()).source
     return Data(
@@ -142,7 +142,7 @@ def _of_documents(config: DataConfig, task: str) -> DataConfig:
 
 
 def _read(
-    origin: Origin, chosen: dict[str, Rows], config: DataConfig, task: str, tokenizer: str | None
+    origin: Origin, chosen: dict[str, Rows], config: DataConfig, task: str, tokenizer: OwnTokenizer | None
 ) -> Reading:
     if not text_columns(config):
         return origin.read([rows.split for rows in chosen.values()], config.train)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ class Layout:
         document, start, length: of each piece ``[pieces]``: its document, its first token there, its tokens.
         first: ``[rows + 1]``: the pieces of row r are ``first[r]`` up to ``first[r + 1]``.
         max_length: tokens that a row may have.
-        lost: tokens that stand in no row.
+        lost: tokens that stand in no row, of documents that have something to learn.
     """
 
     document: Ints
@@ -48,7 +48,9 @@ class _Pieces:
     row: Ints
 
 
-def pack(lengths: Ints, max_length: int, how: str, groups: Ints | None = None) -> Layout:
+def pack(
+    lengths: Ints, max_length: int, how: str, groups: Ints | None = None, learnt: Ints | None = None
+) -> Layout:
     """Lay documents out in rows of at most ``max_length`` tokens.
 
     Args:
@@ -57,16 +59,25 @@ def pack(lengths: Ints, max_length: int, how: str, groups: Ints | None = None) -
             where the least room is left over (best-fit decreasing). ``wrapped``: documents are joined in their order
             and cut every ``max_length`` tokens. ``none``: a document a row; what is longer is cut off.
         groups: a code of each document; only documents of one code share a row.
+        learnt: of documents of which a part alone counts, where in each one the first token stands that is learnt
+            ``[documents]``; its length where none is. Such a document is cut off at ``max_length`` whatever ``how``:
+            the end of an answer is not learnt without its beginning and its prompt. Under ``wrapped`` one that would
+            cross a row's end begins the next. What is left without a token to learn stands nowhere.
 
     Raises:
-        DataError: an unknown ``how``, or no tokens at all.
+        DataError: an unknown ``how``, no tokens at all, or none that is learnt.
     """
-    ways = {"best_fit": _best_fit, "wrapped": _wrapped, "none": _alone}
+    ways = {"best_fit": _best_fit, "wrapped": _wrapped if learnt is None else _in_turn, "none": _alone}
     if how not in ways:
         raise DataError(f"packing {how!r} is unknown; allowed: {', '.join(ways)}")
-    documents = np.flatnonzero(lengths)
-    if not len(documents):
+    if not lengths.any():
         raise DataError("there are no tokens to pack: every document is empty")
+    whole = lengths
+    if learnt is not None:
+        whole = np.where(learnt < lengths, lengths, 0)
+        lengths = np.where(learnt < max_length, np.minimum(whole, max_length), 0)
+        _refuse_unlearnt(whole, lengths, max_length)
+    documents = np.flatnonzero(lengths)
     codes = np.zeros(len(lengths), dtype=np.int64) if groups is None else groups
     parts, rows = [], 0
     for code in np.unique(codes[documents]):
@@ -80,8 +91,21 @@ def pack(lengths: Ints, max_length: int, how: str, groups: Ints | None = None) -
     )
     order = np.argsort(row, kind="stable")
     first = np.searchsorted(row[order], np.arange(rows + 1))
-    lost = int(lengths.sum() - length.sum())
+    lost = int(whole.sum() - length.sum())
     return Layout(document[order], start[order], length[order], first, max_length, lost)
+
+
+def _refuse_unlearnt(whole: Ints, cut: Ints, max_length: int) -> None:
+    """Refuse documents of which, before or after they are cut off, nothing is learnt."""
+    if not whole.any():
+        raise DataError(
+            "nothing counts in any document: no token that follows another one belongs to an answer; see that the "
+            "answers are not empty, and that the chat template marks what the assistant says"
+        )
+    if not cut.any():
+        raise DataError(
+            f"in every document what is learnt begins after data.max_length, {max_length} tokens; raise it"
+        )
 
 
 def _cut(lengths: Ints, max_length: int) -> tuple[Ints, Ints, Ints]:
@@ -123,6 +147,17 @@ def _wrapped(lengths: Ints, max_length: int) -> _Pieces:
     document = np.searchsorted(ends, starts, side="right")
     length = np.diff(starts, append=ends[-1])
     return _Pieces(document, starts - begins[document], length, starts // max_length)
+
+
+def _in_turn(lengths: Ints, max_length: int) -> _Pieces:
+    """Documents of at most ``max_length`` tokens in their order, none over two rows."""
+    row, filled, rows = 0, 0, []
+    for length in lengths.tolist():
+        filled += length
+        if filled > max_length:
+            row, filled = row + 1, length
+        rows.append(row)
+    return replace(_alone(lengths, max_length), row=np.asarray(rows, dtype=np.int64))
 
 
 def _alone(lengths: Ints, max_length: int) -> _Pieces:

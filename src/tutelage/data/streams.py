@@ -12,7 +12,7 @@ from tutelage.data.corpus import limited, make_documents, pack_documents
 from tutelage.data.source import DataError, digest
 from tutelage.data.tables import load_splits
 from tutelage.data.texts import TextRows, choose_tokenizer, text_columns
-from tutelage.data.tokenizer import Tokenizer
+from tutelage.data.tokenizer import OwnTokenizer, Tokenizer
 from tutelage.data.tokens import TokenSource
 from tutelage.recipe.schema import DataConfig
 
@@ -79,7 +79,7 @@ class TokenStream:
         """Windows from the first on, or from the one whose ``state`` is given.
 
         Raises:
-            DataError: a document that cannot be read, or a whole pass without a token.
+            DataError: a document that cannot be read, or a whole pass in which nothing is learnt.
         """
         at = dict(state) if state is not None else _pass(0)
         while True:
@@ -100,15 +100,16 @@ class TokenStream:
                 }
             if at["row"] == 0:
                 raise DataError(
-                    f"the split {self.split!r} of {self.config.path} has no text to train on; every document is empty"
+                    f"the split {self.split!r} of {self.config.path} has no text to train on; every document is empty, "
+                    f"or nothing that counts is in its first {self.config.max_length} tokens (data.max_length)"
                 )
             at = _pass(at["number"])
 
     def _source(self, found: list[dict[str, Any]], at: Mapping[str, Any]) -> TokenSource | None:
-        """Rows of some documents; None where all of these are empty."""
+        """Rows of some documents; None where nothing in these is learnt."""
         rows = _text_rows(found, self.config, self.skipped + at["document"], self.split)
         documents = make_documents(rows, self.tokenizer, self.config)
-        if len(documents.tokens) == 0:
+        if not documents.teach(self.config.max_length):
             return None
         return pack_documents(documents, self.tokenizer, self.config, first_id=at["row"])
 
@@ -131,14 +132,14 @@ class StreamedCorpus:
     """A data set that is read as it comes: a stream to train on, and held-out documents in memory.
 
     Args:
-        own: place of the student's tokeniser, for a recipe that names none. One that the recipe asks to train is
-            trained on the first window.
+        own: the student's tokeniser, for a recipe that names none. One that the recipe asks to train is trained on the
+            first window.
 
     Raises:
         DataError: as `tutelage.data.tables.load_splits`; a split or column that is not there.
     """
 
-    def __init__(self, config: DataConfig, own: str | None) -> None:
+    def __init__(self, config: DataConfig, own: OwnTokenizer | None) -> None:
         self.config = config
         self.splits, self.fingerprint = load_splits(config, streaming=True)
         self._refuse_unknown(config.train, "data.train")

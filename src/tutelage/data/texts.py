@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.data.source import DataError
 from tutelage.data.splits import Rows
 from tutelage.data.tables import ReadColumns, Tables
-from tutelage.data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tutelage.data.tokenizer import OwnTokenizer, Tokenizer, load_tokenizer, train_tokenizer
 from tutelage.recipe.schema import DataConfig
 from tutelage.recipe.tokens import TrainedTokenizerConfig
 
@@ -59,7 +63,8 @@ class TextRows:
         return entries
 
     def chats(self, column: str) -> list[Chat]:
-        """Entries that are chats.
+        """Entries that are chats; fields without a value are left out of a turn. Parquet gives every turn the fields of
+        all of them, and templates ask which ones are there.
 
         Raises:
             DataError: one that is no list of {role, content}, or in which the assistant says nothing.
@@ -73,7 +78,10 @@ class TextRows:
             if "assistant" not in roles:
                 said = ", ".join(sorted(roles))
                 raise self.fault(position, column, f"has no turn of the role `assistant`; it has {said}")
-        return self.columns[column]
+        return [
+            [{name: value for name, value in turn.items() if value is not None} for turn in entry]
+            for entry in self.columns[column]
+        ]
 
 
 def _is_turn(turn: Any) -> bool:
@@ -122,9 +130,11 @@ def check_text(config: DataConfig, task: str) -> None:
         )
 
 
-def choose_tokenizer(config: DataConfig, own: str | None, training: Callable[[], TextRows]) -> Tokenizer:
-    """The tokeniser that the recipe names, else the one at ``own``; with the recipe's chat template. ``training`` reads
-    the rows on which it is trained where the recipe asks for that.
+def choose_tokenizer(
+    config: DataConfig, own: OwnTokenizer | None, training: Callable[[], TextRows]
+) -> Tokenizer:
+    """The tokeniser that the recipe names, else the student's ``own``; with the recipe's chat template. ``training``
+    reads the rows on which it is trained where the recipe asks for that.
 
     Raises:
         DataError: none is named, or it cannot be had.
@@ -138,7 +148,7 @@ def choose_tokenizer(config: DataConfig, own: str | None, training: Callable[[],
     if isinstance(named, TrainedTokenizerConfig):
         found = train_tokenizer(_all_texts(training(), config), named.train)
     else:
-        found = load_tokenizer(named)
+        found = load_tokenizer(*(OwnTokenizer(named) if isinstance(named, str) else named))
     if config.chat_template is not None:
         file = Path(config.chat_template).expanduser()
         if not file.is_file():
@@ -161,7 +171,7 @@ def _all_texts(rows: TextRows, config: DataConfig) -> Iterator[str]:
 class ReadText(ReadColumns):
     """Text columns of some splits, and their tokeniser."""
 
-    def __init__(self, tables: Tables, chosen: Mapping[str, Rows], own: str | None) -> None:
+    def __init__(self, tables: Tables, chosen: Mapping[str, Rows], own: OwnTokenizer | None) -> None:
         train = chosen["train"]
         super().__init__(tables, [rows.split for rows in chosen.values()], train.split)
         for column, where in text_columns(self.config).items():
@@ -171,7 +181,19 @@ class ReadText(ReadColumns):
 
     def text_rows(self, rows: Rows) -> TextRows:
         table = self.tables.splits[rows.split].select_columns(list(text_columns(self.config)))
-        found = table.with_format("arrow")[:].take(rows.ids)
-        return TextRows(
-            {name: found[name].to_pylist() for name in found.column_names}, rows.ids.tolist(), rows.split
-        )
+        found = table.with_format("arrow")[:]
+        columns = {name: entries(found[name], rows.ids) for name in found.column_names}
+        return TextRows(columns, rows.ids.tolist(), rows.split)
+
+
+def entries(column: Any, ids: NDArray[np.int64]) -> list[Any]:
+    """Entries of a chunked column by row, chunk by chunk: arrow joins no more than 2 GiB of text."""
+    order = np.argsort(ids, kind="stable")
+    begins = np.cumsum([0, *map(len, column.chunks)])
+    bounds = np.searchsorted(ids[order], begins)
+    found: list[Any] = [None] * len(ids)
+    for chunk, begin, (low, high) in zip(column.chunks, begins[:-1], pairwise(bounds), strict=True):
+        places = order[low:high]
+        for place, value in zip(places.tolist(), chunk.take(ids[places] - begin).to_pylist(), strict=True):
+            found[place] = value
+    return found

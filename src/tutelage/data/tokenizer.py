@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,14 @@ _FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.j
 _CHUNK = 1000
 """Texts tokenised at once: ids are Python numbers until they are put into an array."""
 _SHOWN = 3
+
+
+class OwnTokenizer(NamedTuple):
+    """The tokeniser that comes with a model: hub name or folder, and what the recipe says of that place."""
+
+    place: str
+    revision: str | None = None
+    trust_remote_code: bool = False
 
 
 class Tokenizer:

@@ -28,7 +28,9 @@ class TokenSource(RowSource):
     every document (of a document that is split over rows, with every piece), and once more where padding begins: causal
     attention that goes by them keeps documents and padding apart. ``target[:, i]`` is the token that follows position i
     in its document, which for the last one of a split document's piece stands in another row; it is -100 at a
-    document's end, in padding, and where the next token does not count. ``mask`` is True where there is a target.
+    document's end, where a document is cut off, in padding, and where the next token does not count. ``mask`` is True
+    where there is a target. Documents of which a part alone counts are never split, and those of which nothing is
+    learnt within ``max_length`` stand in no row (`tutelage.data.packing.pack`).
 
     Packed rows have ``max_length`` places always; rows of one document as many as the longest of the batch.
 
@@ -43,7 +45,7 @@ class TokenSource(RowSource):
     Attributes:
         packing_fingerprint: sha256 of what a row's id stands for; it is the same however many rows are kept.
         fill: share of all places in packed rows that hold a token.
-        lost: tokens that stand in no row, since their document is longer than one (``packing="none"``).
+        lost: tokens that stand in no row, since their document is longer than one and not split.
     """
 
     def __init__(
@@ -58,10 +60,11 @@ class TokenSource(RowSource):
         first_id: int = 0,
     ) -> None:
         columns = columns or {}
-        self.layout = pack(documents.lengths, max_length, packing, _groups(columns))
+        self.layout = pack(documents.lengths, max_length, packing, _groups(columns), documents.learnt)
         self.fill, self.lost = self.layout.fill, self.layout.lost
         self.documents, self.pad_id = documents, tokenizer.pad_id
         self.packed = packing != "none"
+        self._splits = self.packed and documents.counted is None
         self.names = dict(names or {})
         self.fields = frozenset({"target", "index", "mask", *columns})
         self.constant = (
@@ -75,7 +78,9 @@ class TokenSource(RowSource):
             [
                 [tensor_digest(torch.from_numpy(documents.tokens)), tokenizer.fingerprint],
                 [tensor_digest(torch.from_numpy(documents.offsets)), max_length, packing, first_id],
-                None if documents.counted is None else tensor_digest(torch.from_numpy(documents.counted)),
+                None
+                if documents.counted is None
+                else ["cut off", tensor_digest(torch.from_numpy(documents.counted))],
                 {name: tensor_digest(values) for name, values in columns.items()},
             ]
         )
@@ -136,7 +141,7 @@ class TokenSource(RowSource):
         pieces = ranges(layout.first[rows], count)
         length, document = layout.length[pieces], layout.document[pieces]
         start = documents.offsets[document] + layout.start[pieces]
-        end = documents.offsets[document + 1] if self.packed else start + length
+        end = documents.offsets[document + 1] if self._splits else start + length
         here = ranges(start, length)
         after = here + 1
         target = np.where(after < np.repeat(end, length), documents.tokens.take(after, mode="clip"), IGNORED)

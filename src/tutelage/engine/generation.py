@@ -216,10 +216,11 @@ class _Draw:
         return cls(numbers.to(device), start, options)
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
-        scores = scores / self.temperature
+        # Below the row's largest, in float64: divided by however small a temperature, nothing becomes +inf or NaN.
+        sharp = (scores - scores.amax(-1, keepdim=True)).double() / self.temperature
         if self.narrow is not None:
-            scores = self.narrow(ids, scores)
-        mass = scores.double().softmax(-1).cumsum(-1)
+            sharp = self.narrow(ids, sharp)
+        mass = sharp.softmax(-1).cumsum(-1)
         wanted = self.numbers[:, ids.shape[1] - self.start, None] * mass[:, -1:]
         chosen = torch.searchsorted(mass, wanted, right=True).clamp(max=scores.shape[-1] - 1)
         return torch.full_like(scores, -torch.inf).scatter(1, chosen, 0.0)

@@ -37,7 +37,8 @@ class RowStream(Protocol):
 
 class StreamLoader:
     """Steps of micro-batches for one rank, as `tutelage.engine.loading.Loader` cuts them. Every rank reads the stream
-    and keeps its own part of each step. Rows of a window that do not fill a last step are left out.
+    and keeps its own part of each step. Rows of a window that do not fill a last step are left out; so is a window that
+    fills none, as the rest of a pass through the data may be.
 
     It is its own sampler: ``state_dict`` is where the step last given stands.
 
@@ -76,14 +77,16 @@ class StreamLoader:
         """Micro-batches of step ``start``, ``start + 1``, … without end.
 
         Raises:
-            ValueError: ``start`` is not where the state stands, or a window does not fill a step.
+            ValueError: ``start`` is not where the state stands, or windows fill no step.
         """
         if start != self._state["step"]:
             raise ValueError(f"the stream stands at step {self._state['step']}; step {start} was asked for")
-        used = self._state["used"]
+        used, left_out = self._state["used"], 0
         for window in self.stream.windows(self._state["window"]):
             parts = self._layout(window)
-            if not len(parts):
+            # One short window is the end of a pass; several that would fill a step together are too small.
+            left_out = 0 if len(parts) else left_out + len(window.source)
+            if left_out >= self.batch_size:
                 raise ValueError(
                     f"a window of the stream has {len(window.source)} rows, train.batch_size is {self.batch_size}; set "
                     "data.window to more documents"

@@ -74,7 +74,7 @@ def _head_share(pair: Pair, mu: float | int) -> Tensor:
     student, teacher = pair.student.detach().exp(), pair.teacher.exp()
     ordered, order = teacher.sort(dim=-1, descending=True, stable=True)
     gap = (teacher - student).abs().gather(-1, order)
-    in_head = ordered.cumsum(-1) <= mu
+    in_head = (ordered.cumsum(-1) <= mu) | (mu >= 1)  # of 1 the sum's rounding says nothing
     in_head[..., 0] = True
     head, whole = torch.where(in_head, gap, 0.0).sum(-1), gap.sum(-1)
     return torch.where(whole > 0, head / torch.where(whole > 0, whole, 1.0), 0.5)

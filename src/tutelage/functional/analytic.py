@@ -151,6 +151,9 @@ class AdaptiveKL(TermByTerm):
     def _head_share(self, q: Tensor, p: Tensor, vocabulary: Vocabulary) -> Tensor:
         q, p = vocabulary.whole(q), vocabulary.whole(p)
         gap = (p - q).abs_()
+        whole = gap.sum(-1)
+        if self.mu >= 1:  # of all mass, 1, the sum's rounding says nothing
+            return torch.where(whole > 0, 1.0, 0.5).to(whole)
         # Mostly few entries hold the head's mass, and to sort all takes longer than everything else.
         for count in (64, 1024, p.shape[-1]):
             largest, ids = p.topk(min(count, p.shape[-1]))
@@ -159,7 +162,7 @@ class AdaptiveKL(TermByTerm):
                 break
         head = mass <= self.mu
         head[:, 0] = True
-        in_head, whole = (gap.gather(-1, ids) * head).sum(-1), gap.sum(-1)
+        in_head = (gap.gather(-1, ids) * head).sum(-1)
         return torch.where(whole > 0, in_head / whole.clamp(min=torch.finfo(whole.dtype).tiny), 0.5)
 
 

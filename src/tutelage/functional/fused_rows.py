@@ -125,6 +125,7 @@ class TopKRows(Rows):
 
     def __call__(self, student: Tensor, rows: Positions, part: slice) -> Found:
         vocabulary, ids = self.vocabulary, self.teacher.ids[rows]
+        log_p = TopK(ids, self.teacher.log_probs[rows], self.teacher.tail[rows]).outcomes(student.dtype)
         target = None if self.target is None else self.target[rows]
         aimed = None if target is None else self.label_of(student, target)
         kept = vocabulary.look_up(student, ids)
@@ -134,7 +135,6 @@ class TopKRows(Rows):
         normaliser = outcomes.logsumexp(-1)
         log_q = outcomes - normaliser[:, None]
         q, few = log_q.exp(), Vocabulary(outcomes.shape[-1])
-        log_p = self._outcomes(rows, student.dtype)
         divergence, slope = self.divergence.values(log_q, log_p, q, few, finite=False)
         share = 0.0 if target is None else self.label_share
         gradient = slope.addcmul(q, slope.sum(-1, keepdim=True) - share, value=-1)
@@ -143,12 +143,6 @@ class TopKRows(Rows):
         if target is not None:
             self.pull(student, target, share)
         return Found(None if aimed is None else normaliser + aimed, divergence)
-
-    def _outcomes(self, rows: Positions, dtype: torch.dtype) -> Tensor:
-        """The teacher's log-probabilities, ``[rows, k + 1]``. What is stored is rounded: they are made to sum to one,
-        and a rest of 0 is read as one too small to store."""
-        rest = self.teacher.tail[rows].to(dtype).clamp(min=torch.finfo(dtype).tiny).log()
-        return torch.cat([self.teacher.log_probs[rows].to(dtype), rest[:, None]], -1).log_softmax(-1)
 
 
 @dataclass

@@ -26,7 +26,7 @@ class TokenStatistics(NamedTuple):
         agreement: bool, whether both hold the same token likeliest.
         acceptance: ``Σ min(p, q)``: the chance that the teacher accepts a token drawn from the student in speculative
             decoding at temperature 1.
-        divergence: ``KL(p || q)`` in nats.
+        divergence: ``KL(p || q)`` in nats; infinite where only the student excludes an entry.
     """
 
     nll: Tensor
@@ -87,6 +87,8 @@ class MeasuredRows(DenseRows):
         log_q, log_p = self.vocabulary.log_softmax_(student), self.vocabulary.log_softmax_(teacher)
         label, theirs = self.label_of(log_q, target), self.label_of(log_p, target)
         agreement = log_q.argmax(-1) == log_p.argmax(-1)
-        divergence = self.vocabulary.dot(log_p.exp(), log_p - log_q)
+        p = log_p.exp()
+        # An entry without mass adds nothing; one that the student alone excludes makes it infinite.
+        divergence = self.vocabulary.dot(p, (log_p - log_q).masked_fill_(p == 0, 0.0))
         acceptance = torch.minimum(log_q, log_p, out=log_q).exp_().sum(-1)
         return Found(label, divergence, theirs, agreement, acceptance)

@@ -29,7 +29,7 @@ def taught_rows(
 
     Raises:
         ValueError: the teacher has other rows or another vocabulary than the student, or this divergence cannot be had
-            from it.
+            from it. Ids of entries are looked at on the CPU alone.
     """
     common = (tokens.vocabulary, tokens.target, label_share)
     if isinstance(teacher, TopK | Sampled):
@@ -39,6 +39,7 @@ def taught_rows(
             _check_rows(
                 f"the teacher's {name}", values.shape if name == "tail" else values.shape[:-1], leading
             )
+        _check_entries(teacher, tokens)
         flat = [values.detach().flatten(0, len(leading) - 1) for values in vars(teacher).values()]
         if isinstance(teacher, Sampled):
             return SampledRows(*common, Sampled(*flat))
@@ -94,6 +95,29 @@ def _checked_sparse(
             "store top-k or dense logits"
         )
     return divergence
+
+
+def _check_entries(teacher: TopK | Sampled, tokens: Tokens) -> None:
+    """A sparse teacher has as many values as ids, which are of the vocabulary wherever a token counts."""
+    name, values = (
+        ("log_probs", teacher.log_probs) if isinstance(teacher, TopK) else ("weights", teacher.weights)
+    )
+    ids = teacher.ids
+    if ids.shape != values.shape:
+        raise ValueError(
+            f"the teacher's ids and {name} must have one entry each; got {ids.shape[-1]} and {values.shape[-1]} a row"
+        )
+    if ids.device.type != "cpu":
+        return  # to look at them would wait for the device
+    ids = ids.flatten(0, -2) if tokens.counted is None else ids.flatten(0, -2)[tokens.counted]
+    if not ids.numel():
+        return
+    low, high = (int(value) for value in ids.aminmax())
+    if low < 0 or high >= tokens.vocabulary.total:
+        raise ValueError(
+            f"the teacher's ids name the entry {low if low < 0 else high}; the student's vocabulary has 0 to "
+            f"{tokens.vocabulary.total - 1}: give a teacher of the same tokeniser"
+        )
 
 
 def _check_rows(name: str, given: torch.Size, leading: torch.Size) -> None:

@@ -37,10 +37,13 @@ class Tokens:
         self.vocabulary = Vocabulary(len(head.weight), group, hidden.device)
         self.counted = None if counted is None else counted.reshape(-1).nonzero()[:, 0]
         self.count = len(self.side.hidden) if self.counted is None else len(self.counted)
-        self.target = None if target is None else target.reshape(-1).long()
-        if self.target is not None:
-            counting = self.target if self.counted is None else self.target[self.counted]
-            check_class_ids(counting, self.count, self.vocabulary.total)
+        self.target = None
+        if target is not None:
+            ids = target.reshape(-1)
+            check_class_ids(
+                ids if self.counted is None else ids[self.counted], self.count, self.vocabulary.total
+            )
+            self.target = ids.long()
 
     def weights(self, token_weight: Tensor | None) -> tuple[Tensor | None, Tensor]:
         """The weight of each counted row, up to 1, and what all are multiplied by; without weights the mean's."""

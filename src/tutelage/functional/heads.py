@@ -20,6 +20,12 @@ class TopK:
     log_probs: Tensor
     tail: Tensor
 
+    def outcomes(self, dtype: torch.dtype) -> Tensor:
+        """Log-probabilities ``[..., k + 1]`` of the entries and of all the rest. What is stored is rounded: they are
+        made to sum to one, and a rest of 0 is read as one too small to store."""
+        rest = self.tail.to(dtype).clamp(min=torch.finfo(dtype).tiny).log()
+        return torch.cat([self.log_probs.to(dtype), rest[..., None]], -1).log_softmax(-1)
+
 
 @dataclass(frozen=True)
 class Sampled:

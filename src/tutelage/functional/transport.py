@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Real
 from torch import Tensor
 
 from tutelage.functional.checks import check_positive
@@ -17,8 +17,8 @@ def sinkhorn_plan(
     *,
     epsilon: float | int = 0.1,
     n_iters: int = 20,
-    row_mass: Float[Tensor, " rows"] | None = None,
-    column_mass: Float[Tensor, " columns"] | None = None,
+    row_mass: Real[Tensor, " rows"] | None = None,
+    column_mass: Real[Tensor, " columns"] | None = None,
 ) -> Float[Tensor, "rows columns"]:
     """Sinkhorn's plan for a cost: ``exp(-cost / epsilon)``, its rows and then its columns scaled to their masses,
     ``n_iters`` times over.
@@ -61,13 +61,15 @@ def _log_masses(cost: Tensor, row_mass: Tensor | None, column_mass: Tensor | Non
             raise ValueError(f"{name} must be [{size}] for a cost of {list(sizes)}; got {list(mass.shape)}")
         if mass is not None and not bool(((mass > 0) & mass.isfinite()).all()):
             raise ValueError(f"{name} must be finite and above 0; got {mass.tolist()}")
+    # In the cost's type first: of integers a comparison would cut the other side's fractions.
+    row_mass, column_mass = (None if mass is None else mass.to(cost) for mass in (row_mass, column_mass))
     if row_mass is None:
         total = cost.new_tensor(sizes[0]) if column_mass is None else column_mass.sum()
         row_mass = total.expand(sizes[0]) / max(sizes[0], 1)
     if column_mass is None:
         column_mass = row_mass.sum().expand(sizes[1]) / max(sizes[1], 1)
-    elif not torch.isclose(row_mass.sum(), column_mass.sum().to(row_mass), rtol=1e-4):
+    elif not torch.isclose(row_mass.sum(), column_mass.sum(), rtol=1e-4):
         raise ValueError(
             f"row_mass and column_mass must have one total; got {float(row_mass.sum())} and {float(column_mass.sum())}"
         )
-    return row_mass.to(cost).log(), column_mass.to(cost).log()
+    return row_mass.log(), column_mass.log()

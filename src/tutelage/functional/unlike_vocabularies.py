@@ -92,7 +92,10 @@ def uld_loss(
         raise ValueError(
             f"student and teacher must have as many rows; got {len(student_logits)} and {len(teacher_logits)}"
         )
-    total = upcast(student_logits).flatten()[:0].sum()  # a 0 with a gradient, should no row have an answer
+    # Taken apart once: a row's gradient is then a row, and not a whole batch that is zero elsewhere.
+    student_rows, teacher_rows = student_logits.unbind(), teacher_logits.detach().unbind()
+    # A 0 with a gradient, should no row have an answer.
+    total = upcast((student_rows[0] if student_rows else student_logits)[:0]).sum()
     for row in range(len(student_logits)):
         spans = [
             _span(target[row], side, row, skip_eos, ignore_index)
@@ -100,9 +103,9 @@ def uld_loss(
         ]
         if all(spans):
             sides = (
-                (student_logits, student_target, student_ids, student_byte_offsets, student_temperature),
+                (student_rows, student_target, student_ids, student_byte_offsets, student_temperature),
                 (
-                    teacher_logits.detach(),
+                    teacher_rows,
                     teacher_target,
                     teacher_ids,
                     teacher_byte_offsets,
@@ -182,17 +185,17 @@ def _answer(
     row: int,
     span: range,
     shift: int,
-    logits: Tensor,
+    logits: tuple[Tensor, ...],
     target: Tensor,
     ids: Tensor | None,
     offsets: Tensor | None,
     temperature: float | int,
 ) -> Answer:
     # The first token of a row has no logits that predict it; its own stand in, and the caller leaves it out.
-    rows = torch.tensor([max(position - shift, 0) for position in span], device=logits.device)
+    places = torch.tensor([max(position - shift, 0) for position in span], device=target.device)
     tokens = slice(span.start, span.stop)
     return Answer(
-        tempered(logits[row, rows], temperature).log_softmax(-1),
+        tempered(logits[row][places], temperature).log_softmax(-1),
         (target if ids is None else ids)[row, tokens],
         None if offsets is None else offsets[row, tokens],
     )

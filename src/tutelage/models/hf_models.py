@@ -207,7 +207,6 @@ def _pretrained(
 ) -> Parts:
     try:
         with hushed():
-            # The head is made anew where the weights have other classes, or none.
             module, found = auto.from_pretrained(
                 source,
                 config=settings,
@@ -218,12 +217,28 @@ def _pretrained(
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"weights of hf:{source} cannot be loaded: {str(error).splitlines()[0]}") from None
-    if task == "language-model":  # nothing in it is made anew
-        check_fit(f"hf:{source}", module, _mismatched(found), found["missing_keys"])
-    if len(found["missing_keys"]) > len(module.state_dict()) / 2:
-        check_fit(f"hf:{source}", module, [], found["missing_keys"], found["unexpected_keys"])
+    _check_body(f"hf:{source}", module, found, task)
     try:
         images, _ = library.ImageProcessingMixin.get_image_processor_dict(source, revision=where["revision"])
     except OSError:
         return module, None, None
     return module, channels(images.get("image_mean")), channels(images.get("image_std"))
+
+
+def _check_body(source: str, module: Any, found: dict[str, Any], task: str) -> None:
+    """What may be made anew: of a language model nothing; of a classifier its head, where the weights have other
+    classes or none, and poolers, which weights of masked language models lack. Where the prefix of the body tells
+    nothing (CLIP's names no tensor, timm's every one), as much as half of all tensors may be.
+
+    Raises:
+        ModelError: anything else is missing or has another shape.
+    """
+    wrong, missing = _mismatched(found), list(found["missing_keys"])
+    if task != "language-model":
+        names, body = module.state_dict(), f"{module.base_model_prefix}."
+        if 0 < sum(name.startswith(body) for name in names) < len(names):
+            wrong = [line for line in wrong if line.startswith(body)]
+            missing = [name for name in missing if name.startswith(body) and ".pooler." not in name]
+        elif len(wrong) + len(missing) <= len(names) / 2:
+            return
+    check_fit(source, module, wrong, missing, found["unexpected_keys"] if missing else ())

@@ -13,7 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -33,6 +35,8 @@ FORMAT = 1
 PLAN = "plan.json"
 SHARD_BATCHES = 16
 """Batches of a shard: what a kill loses at most."""
+_CHUNK = 512
+"""Rows that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +65,7 @@ def score_rows(
 
     Raises:
         FileError: the folder holds scores of something else: the field that differs is named.
-        ValueError: a row without a token that counts, or whose score is not finite.
+        ValueError: a row without a token that counts (`counted_rows` finds the others), or whose score is not finite.
         Interrupted: the run was asked to stop; it can be resumed.
         UnwrittenError: the disk refuses.
     """
@@ -71,6 +75,39 @@ def score_rows(
     run.runtime.on_main(lambda: _begin(folder, scoring.plan))
     _fill(run, scoring, folder)
     return _joined([scoring.read(folder, number) for number in range(scoring.shards)])
+
+
+def check_scores(
+    run: Run, model: LocalTeacher, source: TokenSource, folder: Path, *, batch_size: int
+) -> None:
+    """See, before anything is spent, that the scores in a folder, if any, are those that `score_rows` would write.
+
+    Raises:
+        FileError: as `score_rows`.
+    """
+    _refuse_other(folder, _Scoring(run, model, source, batch_size).plan)
+
+
+def counted_rows(source: TokenSource) -> TokenSource:
+    """The rows that have a token that counts; the source itself where all have one. A row may hold nothing but a
+    document's end, which is predicted from nothing there.
+
+    Raises:
+        ValueError: there is none.
+    """
+    chunks = (range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK))
+    counts = np.concatenate([_counts(source, chunk) for chunk in chunks])
+    if not counts.any():
+        raise ValueError(
+            f"none of {len(source)} rows has a token that counts, so none has a score; give longer documents"
+        )
+    return source if counts.all() else source.keep(np.flatnonzero(counts))
+
+
+def _counts(source: TokenSource, positions: range) -> NDArray[np.bool_]:
+    mask = source.fetch(positions).mask
+    assert mask is not None
+    return mask.any(1).numpy()
 
 
 class _Scoring:
@@ -118,7 +155,7 @@ class _Scoring:
         index, tokens = batch.index.cpu(), batch.mask.sum(1).cpu()
         for row, value, count in zip(index.tolist(), nll.tolist(), tokens.tolist(), strict=True):
             if not count:
-                raise ValueError(no_token(row))
+                raise ValueError(f"row {row} has no token that counts, and so no score; leave it out")
             if not torch.isfinite(torch.tensor(value)):
                 raise ValueError(
                     f"row {row} has the score {value} under {self.model.spec.name}; allowed: finite numbers"
@@ -165,10 +202,6 @@ class _Scoring:
         return True
 
 
-def no_token(row: int) -> str:
-    return f"row {row} has no token that counts, and so no score; leave its document out, or raise data.max_length"
-
-
 def _fill(run: Run, scoring: _Scoring, folder: Path) -> None:
     """This rank's shards of those that are missing; ranks leave together."""
     runtime, name = run.runtime, scoring.model.spec.name
@@ -194,7 +227,13 @@ def _begin(folder: Path, plan: dict[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_whole(path, _json(plan))
-    found = read_object(path)
+    _refuse_other(folder, plan)
+
+
+def _refuse_other(folder: Path, plan: dict[str, Any]) -> None:
+    if not (folder / PLAN).exists():
+        return
+    found = read_object(folder / PLAN)
     other = [field for field, value in plan.items() if found.get(field) != value]
     if other:
         field = other[0]

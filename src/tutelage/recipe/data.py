@@ -76,7 +76,8 @@ class DataConfig(Config):
     max_length: int = Field(512, ge=2, le=2**20, description="Most tokens of a row.")
     packing: Literal["best_fit", "wrapped", "none"] = Field(
         "best_fit",
-        description="language-model: documents that fit share a row; `wrapped`: all joined and cut; `none`: one a row, cut off.",
+        description="language-model: documents that fit share a row; `wrapped`: all joined and cut; `none`: one a row, cut "
+        "off. Chats and completions are cut off, never split: `wrapped` keeps them whole in their order.",
     )
     markov: MarkovConfig | None = Field(None, description="The language of `path: markov`.")
     stream: bool = Field(False, description="language-model: read training rows as they come, by windows.")

@@ -31,7 +31,7 @@ from tutelage.procedures.run import Run
 from tutelage.recipe.schema import ModelConfig, Recipe
 from tutelage.runs.checks import check_evaluation, check_fit
 from tutelage.runs.teachers import TeacherModel, teacher_configs, teacher_model
-from tutelage.runs.vocabulary import own_tokenizer, vocabulary_of
+from tutelage.runs.vocabulary import check_student_vocabulary, own_tokenizer, vocabulary_of
 from tutelage.tasks import LanguageModel, Task, build_task
 from tutelage.teachers.local import LocalTeacher
 
@@ -202,6 +202,8 @@ def assemble(
     if data is None:
         with runtime.main_first():
             data = open_data(recipe.data, recipe.task, own_tokenizer(recipe.student))
+    if student is None and data.info.tokenizer is not None:
+        check_student_vocabulary(recipe.student, recipe.data, data.info.tokenizer)
     task = build_task(
         recipe.task,
         data.info.outputs,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import weakref
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import functional
@@ -10,6 +11,7 @@ from torch.nn import functional
 from tutelage.engine.types import Batch, Outputs, Term
 from tutelage.functional.fused_statistics import TokenStatistics, token_statistics
 from tutelage.functional.heads import Head
+from tutelage.functional.tokens import counted_tokens
 from tutelage.tasks.fused_losses import fused_loss
 from tutelage.tasks.metrics import RowMetric, Values, ratio
 from tutelage.tasks.task import RowNames, Task, wide
@@ -44,7 +46,7 @@ class LanguageModel(Task):
 
     def __init__(self, outputs: int) -> None:
         super().__init__(outputs)
-        self._seen: tuple[Outputs, Outputs | None, TokenStatistics] | None = None
+        self._seen: tuple[tuple[Any, Any], TokenStatistics] | None = None
 
     def label_loss(self, outputs: Outputs, batch: Batch) -> Term:
         """Mean over the tokens that count; zero with a graph where none does.
@@ -54,8 +56,9 @@ class LanguageModel(Task):
         """
         target = _target(batch)
         if outputs.hidden is None or outputs.head is None:
-            losses = self.row_losses(outputs.logits, target)
-            return Term(losses.sum() / _counted(batch).sum().clamp(min=1), "tokens")
+            counted = _counted(batch)
+            losses = self.row_losses(outputs.logits, target.masked_fill(~counted, IGNORED))
+            return Term(losses.sum() / counted.sum().clamp(min=1), "tokens")
         return Term(fused_loss(outputs, None, batch, label_weight=1.0).loss, "tokens")
 
     def row_losses(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -91,10 +94,12 @@ class LanguageModel(Task):
         return RowMetric(values, reduce, teacher=name in _OF_A_TEACHER)
 
     def _statistics(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> TokenStatistics:
-        """Of every token ``[rows, tokens]``; one pass over the vocabulary serves all metrics of a batch."""
-        if self._seen is None or self._seen[0] is not outputs or self._seen[1] is not teacher:
-            self._seen = (outputs, teacher, _measure(outputs, batch, teacher))
-        return self._seen[2]
+        """Of every token ``[rows, tokens]``; one pass over the vocabulary serves all metrics of a batch. The
+        outputs are known again by weak references, so that the last batch's are not kept until the next evaluation."""
+        of = (weakref.ref(outputs), None if teacher is None else weakref.ref(teacher))
+        if self._seen is None or self._seen[0] != of:
+            self._seen = (of, _measure(outputs, batch, teacher))
+        return self._seen[1]
 
 
 def _measure(outputs: Outputs, batch: Batch, teacher: Outputs | None) -> TokenStatistics:
@@ -117,8 +122,10 @@ def _target(batch: Batch) -> Tensor:
 
 
 def _counted(batch: Batch) -> Tensor:
-    target = _target(batch) != IGNORED
-    return target if batch.mask is None else target & batch.mask.bool()
+    target = _target(batch)
+    counted = counted_tokens(target.shape, batch.mask, target, IGNORED)
+    assert counted is not None
+    return counted
 
 
 def _perplexity(total: Tensor, tokens: Tensor) -> Tensor:

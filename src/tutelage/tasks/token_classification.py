@@ -101,7 +101,11 @@ class TokenClassification(Task):
     def _losses(self, logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
         """Of each token, ``[rows, tokens]``; 0 where it does not count."""
         return functional.cross_entropy(
-            logits.transpose(1, 2), target, ignore_index=IGNORED, reduction="none", label_smoothing=smoothing
+            logits.transpose(1, 2),
+            target.long(),
+            ignore_index=IGNORED,
+            reduction="none",
+            label_smoothing=smoothing,
         )
 
     def _entities(self, outputs: Outputs, batch: Batch, teacher: Outputs | None) -> Values:

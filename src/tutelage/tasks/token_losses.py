@@ -12,6 +12,7 @@ from torch import Tensor
 from tutelage.engine.types import Batch, Outputs, Sampled, Term, Terms, TopK
 from tutelage.functional.analytic import Divergence, OfLogits, make_divergence
 from tutelage.functional.fused import FusedLoss, fused_linear_token_nll
+from tutelage.functional.reductions import masked_mean
 from tutelage.functional.tokens import counted_tokens, token_nll
 from tutelage.tasks.fused_losses import fused_loss
 from tutelage.tasks.task import wide
@@ -104,10 +105,11 @@ def plain_divergence(
     options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """The same from logits ``[..., classes]``, by autograd. A teacher's largest k are compared as k + 1 outcomes, the
-    last of which is all the rest.
+    last of which is all the rest. Means over what counts: where the mask is not zero, and of ids of tokens the target
+    not -100.
 
     Raises:
-        ValueError: draws of the teacher serve the forward KL alone.
+        ValueError: draws of the teacher serve the forward KL alone, stored answers a temperature of 1 alone.
     """
     if not isinstance(teacher, Tensor) and temperature != 1:
         raise ValueError(
@@ -119,12 +121,13 @@ def plain_divergence(
             raise ValueError(
                 f"{name} needs probabilities of the teacher; a store of draws serves forward_kl alone"
             )
-        return _cross_entropy_of_draws(logits, teacher, batch.mask)
+        return _cross_entropy_of_draws(logits, teacher, _counted(logits, batch))
     if isinstance(teacher, TopK):
         logits, teacher = _outcomes(logits, teacher)
+    counted = _counted(logits, batch)
     module = "adaptive_kl" if name == "adaptive_kl" else "token_divergences"
     loss = getattr(importlib.import_module(f"tutelage.functional.{module}"), f"{name}_loss")
-    found: Tensor = loss(logits, teacher, batch.mask, temperature=temperature, **(options or {}))
+    found: Tensor = loss(logits, teacher, counted, temperature=temperature, **(options or {}))
     return found
 
 
@@ -162,18 +165,26 @@ def _weighed(weight: float, term: Term) -> Term:
     return Term(weight * term.mean, term.items)
 
 
+def _counted(logits: Tensor, batch: Batch) -> Tensor | None:
+    """Which rows of logits count, as fused losses have it. Of targets only ids of tokens say so: not those of rows,
+    all of which count, nor distributions and values."""
+    target, leading = batch.target, logits.shape[:-1]
+    if target is not None and (target.dim() < 2 or target.shape != leading or target.is_floating_point()):
+        target = None
+    return counted_tokens(leading, batch.mask, target)
+
+
 def _outcomes(logits: Tensor, teacher: TopK) -> tuple[Tensor, Tensor]:
     """Log-probabilities ``[..., k + 1]`` of both sides: of the teacher's k entries, and of all the rest."""
     log_probs = wide(logits).log_softmax(-1)
     kept = log_probs.gather(-1, teacher.ids)
     rest = log_probs.scatter(-1, teacher.ids, -torch.inf).logsumexp(-1, keepdim=True)
-    theirs = torch.cat([teacher.log_probs, teacher.tail.log()[..., None]], -1)
-    return torch.cat([kept, rest], -1), theirs.to(kept.dtype)
+    return torch.cat([kept, rest], -1), teacher.outcomes(kept.dtype)
 
 
-def _cross_entropy_of_draws(logits: Tensor, teacher: Sampled, mask: Tensor | None) -> Tensor:
+def _cross_entropy_of_draws(logits: Tensor, teacher: Sampled, counted: Tensor | None) -> Tensor:
+    ids, weights = teacher.ids, teacher.weights
+    if counted is not None:
+        logits, ids, weights = logits[counted], ids[counted], weights[counted]
     log_probs = wide(logits).log_softmax(-1)
-    losses = -(teacher.weights * log_probs.gather(-1, teacher.ids)).sum(-1)
-    if mask is None:
-        return losses.mean()
-    return torch.where(mask, losses, 0.0).sum() / mask.sum().clamp(min=1)
+    return masked_mean(-(weights * log_probs.gather(-1, ids)).sum(-1))

@@ -145,10 +145,10 @@ class Layout:
         _check_finite(what, stored, index, view, largest)
         return {name: stored}
 
-    def decode(self, columns: Columns, taps: tuple[str, ...]) -> Outputs:
-        """Outputs in float32 from columns; features of ``taps`` alone."""
+    def decode(self, columns: Columns, taps: tuple[str, ...], logits: bool = True) -> Outputs:
+        """Outputs in float32 from columns; features of ``taps`` alone, logits if these are asked for and kept."""
         features = {tap: _values(columns, f"tap:{tap}") for tap in taps}
-        if self.logits is None:
+        if self.logits is None or not logits:
             return Outputs(features=features)
         if self.form.form == "dense":
             return Outputs(_values(columns, "logits"), features=features)
@@ -158,14 +158,11 @@ class Layout:
             return Outputs(top, features=features)
         return Outputs(Sampled(ids, _values(columns, "logits.weights")), features=features)
 
-    def needed(self, taps: tuple[str, ...]) -> list[str]:
+    def needed(self, taps: tuple[str, ...], logits: bool = True) -> list[str]:
         """Names of the columns that `decode` reads."""
         wanted = {f"tap:{tap}" for tap in taps}
-        return [
-            name
-            for name in self.columns
-            if not name.removeprefix("scale:").startswith("tap:") or name.removeprefix("scale:") in wanted
-        ]
+        own = self._logit_columns() if logits else {}
+        return [name for name in self.columns if name in own or name.removeprefix("scale:") in wanted]
 
 
 def top_k(logits: Tensor, k: int) -> TopK:

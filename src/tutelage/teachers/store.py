@@ -80,12 +80,15 @@ class Store:
         found = self.manifest.metrics.get(split)
         return dict(found.values) if found is not None and found.fingerprint == fingerprint else {}
 
-    def read(self, index: Tensor, view: Tensor, taps: tuple[str, ...] = ()) -> Outputs:
+    def read(
+        self, index: Tensor, view: Tensor, taps: tuple[str, ...] = (), *, logits: bool = True
+    ) -> Outputs:
         """Outputs of rows, float32 on the device of ``index``: logits as the store keeps them (a tensor, `TopK` or
         `Sampled`), and the features of ``taps``.
 
         Args:
             index, view: ids of the rows and numbers of their views, ``[rows]`` int64.
+            logits: False: they are not read.
 
         Raises:
             MissingRowsError: a row that is not stored (a KeyError); it names index and view.
@@ -97,9 +100,9 @@ class Store:
                 f"the store {self.folder} keeps no tap {unknown[0]!r}; it has {', '.join(self.taps) or 'none'}"
             )
         places = self._places(index.cpu(), view.cpu())
-        columns = self._rows(places, self.layout.needed(taps))
+        columns = self._rows(places, self.layout.needed(taps, logits))
         columns = {name: column.to(index.device, non_blocking=True) for name, column in columns.items()}
-        return self.layout.decode(columns, taps)
+        return self.layout.decode(columns, taps, logits)
 
     def _places(self, index: Tensor, view: Tensor) -> Tensor:
         """Where rows lie among all rows of all shards."""
@@ -154,7 +157,7 @@ class StoredTeacher:
             raise StoreError(f"a stored teacher gives no gradients (grad={grad!r}); use a live one")
         if batch.index is None or batch.view is None:
             raise StoreError("a stored teacher is read by (index, view); this batch has none")
-        return self.store.read(batch.index, batch.view, taps)
+        return self.store.read(batch.index, batch.view, taps, logits=logits)
 
     def generate(self, prompts: Sequence[Prompt], options: GenerationConfig, seed: int) -> list[Generation]:
         """Raises:

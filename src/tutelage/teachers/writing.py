@@ -233,8 +233,9 @@ def check_folder(folder: Path, plan: Plan) -> None:
     found = _found_plan(folder)
     if found is None:
         others = [path.name for path in folder.glob("*") if not path.name.startswith((LOCK, ".tmp-"))]
-        if set(others) - {IDS}:
-            raise StoreError(f"{folder} is not empty and holds no store ({others[0]}); give another --dir")
+        strange = sorted(set(others) - {IDS, PLAN, MANIFEST})
+        if strange:
+            raise StoreError(f"{folder} is not empty and holds no store ({strange[0]}); give another --dir")
         return
     differing = difference(found, plan)
     if differing:

@@ -31,7 +31,10 @@ class SeqKDConfig(MethodConfig):
     """Options of seqkd; five beams are the paper's."""
 
     prompt_tokens: int = Field(
-        8, ge=1, le=2**20, description="Raw text: tokens of each row that the teacher goes on from."
+        8,
+        ge=1,
+        le=2**20,
+        description="Raw text: first tokens of each document in a row that the teacher goes on from.",
     )
     generation: GenerationConfig = Field(
         GenerationConfig(beams=5), description="How the teacher writes: one text for each prompt."
@@ -101,8 +104,8 @@ class SeqKD(Procedure):
         found = prompts_of(run.data.train, self.config.prompt_tokens)
         if not found:
             raise ValueError(
-                "no training row gives a prompt: raw text needs rows of two tokens at least, chats and completions "
-                "something before what is learnt; raise data.max_length"
+                "no document of a training row gives a prompt: raw text needs two tokens, chats and completions "
+                "something before what is learnt; give such documents"
             )
         return found
 

@@ -21,7 +21,7 @@ from tutelage.models import load_model
 from tutelage.models.language_head import check_packing, language_head
 from tutelage.procedures.procedure import Artifacts, Procedure
 from tutelage.procedures.run import Run
-from tutelage.procedures.scoring import Scores, no_token, score_rows
+from tutelage.procedures.scoring import Scores, check_scores, counted_rows, score_rows
 from tutelage.recipe.config import MethodConfig
 from tutelage.recipe.schema import ModelConfig
 from tutelage.teachers.local import LocalTeacher
@@ -57,7 +57,8 @@ class MiniPLMConfig(MethodConfig):
     scores: str | None = Field(
         None,
         min_length=1,
-        description="Folder of both models' scores, which are taken from it where they are there; left out: the run's.",
+        description="Folder of both models' scores, for several runs: what is there is not scored again. It needs "
+        "`reference: FOLDER`, since a reference that is trained anew has other scores. Left out: the run's own.",
     )
 
 
@@ -89,13 +90,20 @@ class MiniPLM(Procedure):
             raise ValueError(
                 f"method.ratio is {self.config.ratio}, which keeps none of {len(source)} rows; raise it"
             )
-        check_counted(source)
-        self._new_reference(run)
+        if self.config.scores is not None and not isinstance(self.config.reference, str):
+            raise ValueError(
+                f"method.scores is {self.config.scores!r}, which runs share, but every run would train a reference of "
+                "its own; set method.reference to the folder of a finished run, or leave method.scores out"
+            )
+        # The teacher's scores are looked at in `run`: here its weights may be random.
+        self._check_scores(run, self._new_reference(run), source)
 
     def run(self, run: Run) -> Artifacts:
         """See `Procedure.run`."""
         source, teacher = _corpus(run), _teacher(run)
         reference = self._reference(run, source)
+        for model in (teacher, reference):
+            self._check_scores(run, model, source)
         scores = {model.spec.name: self._scores(run, model, source) for model in (teacher, reference)}
         theirs = {
             part: run.evaluate(teacher, rows)
@@ -124,6 +132,7 @@ class MiniPLM(Procedure):
                 "steps": trained.step,
                 "epochs": trained.step / trained.loader.steps_per_epoch,
                 "rows_kept": len(kept),
+                "rows_without_score": len(run.data.train) - len(source),
             },
             datasets=datasets,
         )
@@ -156,16 +165,20 @@ class MiniPLM(Procedure):
         return _held(run, trained.finished())
 
     def _scores(self, run: Run, model: LocalTeacher, source: TokenSource) -> Scores:
-        own = run.folder / "scores" if run.folder is not None else None
-        place = Path(self.config.scores).expanduser() if self.config.scores and own is not None else own
-        role = "reference" if model.spec.name == "reference" else "teacher"
-        return score_rows(
-            run,
-            model.freeze(),
-            source,
-            None if place is None else place / role,
-            batch_size=self.config.score_batch_size,
-        )
+        place = None if run.folder is None else self._shared(model) or run.folder / "scores" / _role(model)
+        return score_rows(run, model.freeze(), source, place, batch_size=self.config.score_batch_size)
+
+    def _check_scores(self, run: Run, model: LocalTeacher, source: TokenSource) -> None:
+        """Refuse a shared folder that holds scores of something else."""
+        place = self._shared(model)
+        if place is not None:
+            check_scores(run, model, source, place, batch_size=self.config.score_batch_size)
+
+    def _shared(self, model: LocalTeacher) -> Path | None:
+        """Where the scores of a model lie that several runs share."""
+        if self.config.scores is None:
+            return None
+        return Path(self.config.scores).expanduser() / _role(model)
 
     def _score(self, teacher: Tensor, reference: Tensor) -> Tensor:
         if self.config.score == "difference":
@@ -200,6 +213,10 @@ class MiniPLM(Procedure):
         )
 
 
+def _role(model: LocalTeacher) -> str:
+    return "reference" if model.spec.name == "reference" else "teacher"
+
+
 def _teacher(run: Run) -> LocalTeacher:
     if len(run.teachers) != 1:
         raise PairingError(f"miniplm scores by one teacher; this recipe has {len(run.teachers)}")
@@ -214,10 +231,11 @@ def _teacher(run: Run) -> LocalTeacher:
 
 
 def _corpus(run: Run) -> TokenSource:
-    """The training rows.
+    """The training rows that can have a score.
 
     Raises:
         PairingError: they are a stream, chats, or no packed text.
+        ValueError: none can have one.
     """
     data, config = run.data, run.recipe.data
     if data.stream is not None:
@@ -233,18 +251,7 @@ def _corpus(run: Run) -> TokenSource:
         raise PairingError(
             f"miniplm refines packed text; the training rows are a {type(data.train).__name__}"
         )
-    return data.train
-
-
-def check_counted(source: TokenSource) -> None:
-    """Raise ValueError where a row has no token that counts: it would have no score."""
-    for start in range(0, len(source), 512):
-        batch = source.fetch(range(start, min(start + 512, len(source))))
-        assert batch.mask is not None
-        assert batch.index is not None
-        empty = (~batch.mask.any(1)).nonzero().flatten()
-        if len(empty):
-            raise ValueError(no_token(int(batch.index[empty[0]])))
+    return counted_rows(data.train)
 
 
 def _loaded(run: Run, folder: Path) -> nn.Module:
