@@ -18,7 +18,7 @@ from tutelage.untrusted import FileError, read_object
 
 FORMAT = 1
 """Version of the files. A later one is refused."""
-CODE = 1
+CODE = 2
 """Version of what turns outputs into columns: counted up when the same outputs would give other bytes."""
 
 PLAN, MANIFEST, IDS = "plan.json", "manifest.json", "rows.safetensors"
