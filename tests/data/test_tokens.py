@@ -223,3 +223,18 @@ def test_a_packed_document_has_the_logits_that_it_has_alone(
             alone = model(input_ids=ids).logits[0]
             torch.testing.assert_close(packed[row, place : place + length], alone, rtol=0, atol=1e-5)
             place += length
+
+
+@pytest.mark.parametrize("packing", ["best_fit", "wrapped", "none"])
+@pytest.mark.parametrize("counting", [False, True])
+def test_teaching_rows_are_those_with_a_target(tokenizer: Tokenizer, packing: str, counting: bool) -> None:
+    """Lengths that leave rows of a single token behind: a document's first one alone, and its last one."""
+    documents = random_documents([1, 17, 33, 16, 2, 1, 1, 40, 17], 6)
+    if counting:
+        marks = np.random.default_rng(0).random(len(documents.tokens)) < 0.3
+        documents = Documents(documents.tokens, documents.offsets, marks)
+    for max_length in (2, 8, 16):
+        source = TokenSource(documents, tokenizer, max_length=max_length, packing=packing)
+        for rows in (source, source.keep(np.arange(len(source))[::-2])):
+            expected = fetched(rows, range(len(rows)))["mask"].any(1)
+            assert rows.teaching.tolist() == expected.tolist()

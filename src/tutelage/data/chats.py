@@ -17,27 +17,7 @@ Spans = list[tuple[int, int]]
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _TODAY = date(2024, 7, 26)
 """The day on which every chat is written: tokens are a function of the data alone."""
-_DIRECTIVES = (
-    "a",
-    "A",
-    "b",
-    "B",
-    "d",
-    "-d",
-    "e",
-    "F",
-    "H",
-    "I",
-    "j",
-    "m",
-    "-m",
-    "M",
-    "p",
-    "S",
-    "T",
-    "y",
-    "Y",
-)
+_DIRECTIVES = ("-d", "-m", *"aAbBdeFHIjmMpSTyY")
 
 
 def chat_documents(rows: TextRows, column: str, tokenizer: Tokenizer) -> Documents:

@@ -41,9 +41,10 @@ class Documents:
 
     def teach(self, max_length: int) -> bool:
         """Whether a token that is learnt stands among the first ``max_length`` of any document."""
-        if self.learnt is None:
+        learnt = self.learnt
+        if learnt is None:
             return bool(len(self.tokens))
-        return bool((self.learnt < np.minimum(self.lengths, max_length)).any())
+        return bool((learnt < np.minimum(self.lengths, max_length)).any())
 
     def __len__(self) -> int:
         return len(self.offsets) - 1

@@ -126,6 +126,17 @@ class TokenSource(RowSource):
         whole = np.add.reduceat(self.layout.length, self.layout.first[:-1])
         return np.asarray(whole[self._kept], dtype=np.int64)
 
+    @property
+    def teaching(self) -> NDArray[np.bool_]:
+        """Which rows have a target ``[rows]``: not those of a document's last token alone, as nothing foretells it."""
+        layout = self.layout
+        followed = layout.length > 1
+        if self._splits:
+            followed |= layout.start + layout.length < self.documents.lengths[layout.document]
+        elif self.documents.counted is not None:
+            followed[:] = True  # only documents with something to learn stand in rows
+        return np.asarray(np.logical_or.reduceat(followed, layout.first[:-1])[self._kept], dtype=np.bool_)
+
     def piece_numbers(self) -> NDArray[np.int64]:
         """Numbers in `layout` of the pieces of documents that stand in these rows, in the rows' order."""
         first = self.layout.first[self._kept]

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -35,8 +34,6 @@ FORMAT = 1
 PLAN = "plan.json"
 SHARD_BATCHES = 16
 """Batches of a shard: what a kill loses at most."""
-_CHUNK = 512
-"""Rows that are looked at together."""
 
 
 @dataclass(frozen=True)
@@ -89,25 +86,17 @@ def check_scores(
 
 
 def counted_rows(source: TokenSource) -> TokenSource:
-    """The rows that have a token that counts; the source itself where all have one. A row may hold nothing but a
-    document's end, which is predicted from nothing there.
+    """The rows that have a token that counts; the source itself where all have one.
 
     Raises:
         ValueError: there is none.
     """
-    chunks = (range(start, min(start + _CHUNK, len(source))) for start in range(0, len(source), _CHUNK))
-    counts = np.concatenate([_counts(source, chunk) for chunk in chunks])
+    counts = source.teaching
     if not counts.any():
         raise ValueError(
             f"none of {len(source)} rows has a token that counts, so none has a score; give longer documents"
         )
     return source if counts.all() else source.keep(np.flatnonzero(counts))
-
-
-def _counts(source: TokenSource, positions: range) -> NDArray[np.bool_]:
-    mask = source.fetch(positions).mask
-    assert mask is not None
-    return mask.any(1).numpy()
 
 
 class _Scoring:
